@@ -1,0 +1,1 @@
+"""Attention as pure functions: arrays in, arrays out."""

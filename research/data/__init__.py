@@ -1,0 +1,1 @@
+"""Data: TFDS builders, tokenizers, packing, and the Grain pipeline."""

@@ -1,0 +1,39 @@
+"""Errors a user can cause. Each is one clear line; the command line prints it and exits with the class's code."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Bad input: what is wrong, where, and the nearest valid choice, in one line. Exit code 2."""
+
+    exit_code = 2
+
+
+class StoppedError(Exception):
+    """Stopped early with everything saved; running the same command again goes on. Exit code 3."""
+
+    exit_code = 3
+
+
+class NonFiniteError(UserError):
+    """NaN or infinity in the loss or its gradient.
+
+    Attributes:
+      step: the step whose update was not applied.
+      path: path of the first tensor that is not finite.
+      batch: file that holds the batch, for replay.
+    """
+
+    def __init__(self, step: int, path: str, batch: str) -> None:
+        super().__init__(f"not finite at step {step}: first bad tensor is {path}; its batch is saved in {batch}")
+        self.step, self.path, self.batch = step, path, batch
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """Returns "; did you mean 'x'?" for the choice nearest to ``name``, else the list of choices."""
+    choices = sorted(choices)
+    close = difflib.get_close_matches(name, choices, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; choose from {', '.join(choices)}"

@@ -1,0 +1,1 @@
+"""Models: a frozen dataclass describes one and builds it."""

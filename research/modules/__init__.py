@@ -1,0 +1,1 @@
+"""Flax shells: they name and initialise parameters and call the pure functions."""

@@ -1,0 +1,1 @@
+"""Objectives: summed losses and token weights over a batch."""

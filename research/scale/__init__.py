@@ -1,0 +1,1 @@
+"""Scale: meshes, costs and memory."""

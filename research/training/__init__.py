@@ -1,0 +1,1 @@
+"""Training: experiment descriptions, the step, its shardings, the loop, and checkpoints."""

@@ -1,0 +1,86 @@
+"""The description of an experiment: everything a run depends on, in one frozen dataclass.
+
+An experiment file is a Python file with a function ``experiment() -> Experiment``. The description is saved as
+JSON in the run directory and beside every checkpoint, so a run directory alone is enough to load the model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from research.data.text import TextData
+from research.models.gpt import GPT
+from research.training.optimizer import AdamW, Optimizer
+from research.training.schedule import Cosine, Schedule
+
+
+@dataclasses.dataclass(frozen=True)
+class Sharding:
+    """How arrays lie on devices: a strategy (a table of path patterns) and the mesh it is resolved against."""
+
+    strategy: Literal["replicated", "fsdp", "fsdp+tensor"] = "fsdp"
+    """Table that gives each parameter its PartitionSpec."""
+    data: int = 1
+    """Mesh axis of plain data parallelism (parameters replicated)."""
+    fsdp: int = -1
+    """Mesh axis over which batch and parameters are split; -1: all remaining devices."""
+    tensor: int = 1
+    """Mesh axis over which heads and hidden units are split."""
+    sequence: int = 1
+    """Mesh axis over which the length of activations is split."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Validation during training."""
+
+    every: int = 500
+    """Steps between evaluations; the last step is always evaluated."""
+    batches: int | None = None
+    """Batches of the validation split to read; default: all of it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpointing:
+    """What is saved, and what is kept."""
+
+    every: int = 500
+    """Steps between saves; the last step is always saved."""
+    keep_last: int = 2
+    """Newest checkpoints to keep (the best one by validation loss is kept as well)."""
+    keep_every: int | None = None
+    """Keep every checkpoint whose step is a multiple of this for good."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """One training run, described completely."""
+
+    name: str
+    """Name of the experiment; the default run directory is runs/NAME."""
+    model: GPT = dataclasses.field(default_factory=GPT)
+    data: TextData = dataclasses.field(default_factory=TextData)
+    optimizer: Optimizer = dataclasses.field(default_factory=AdamW)
+    schedule: Schedule = dataclasses.field(default_factory=Cosine)
+    steps: int = 1000
+    """Optimizer steps."""
+    seed: int = 0
+    """Seed of everything random: initialisation, data order, dropout."""
+    accumulate: int = 1
+    """Micro-batches that a batch is cut into, one after another, to save memory."""
+    clip: float | None = 1.0
+    """Largest global norm of the gradient."""
+    ema: float | None = None
+    """Decay of an exponential moving average of the parameters, used for evaluation and sampling."""
+    z_loss: float = 0.0
+    """Weight of the squared log-partition (PaLM; Chowdhery et al., 2022, section 5)."""
+    sharding: Sharding = dataclasses.field(default_factory=Sharding)
+    evaluation: Evaluation = dataclasses.field(default_factory=Evaluation)
+    checkpointing: Checkpointing = dataclasses.field(default_factory=Checkpointing)
+    log_every: int = 10
+    """Steps between lines of metrics.jsonl."""
+    baselines: bool = False
+    """Print n-gram and xz baselines of the validation split at the end."""
+    samples: int = 0
+    """Samples to draw at the end; the first is printed."""
