@@ -1,0 +1,231 @@
+"""Descriptions as JSON, and experiments from files.
+
+A description is a tree of frozen dataclasses. In JSON each is an object whose ``"kind"`` is its class in
+kebab-case (``AdamW`` -> ``"adamw"``, ``WarmupStableDecay`` -> ``"warmup-stable-decay"``), so a field may admit
+more classes later without older files changing their meaning. Types are checked strictly wherever a description
+comes from: a JSON file, an experiment file, or the command line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import re
+import runpy
+import sys
+import traceback
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from research.errors import UserError, nearest
+from research.training.experiment import Experiment
+
+
+def kind(cls: type) -> str:
+    """Returns the name of a description's class in JSON and on the command line: kebab-case."""
+    return re.sub(r"(?<=[a-z0-9A-Z])(?=[A-Z][a-z])", "-", cls.__name__).lower()
+
+
+def alternatives(declared: Any) -> tuple[Any, ...]:
+    """Returns the members of a union, in order; any other type is its own only member."""
+    if typing.get_origin(declared) in (typing.Union, types.UnionType):
+        return typing.get_args(declared)
+    return (declared,)
+
+
+def classes(declared: Any) -> dict[str, type]:
+    """Returns the description classes a field admits, by kind; empty for a plain value."""
+    return {kind(member): member for member in alternatives(declared) if dataclasses.is_dataclass(member)}
+
+
+@functools.cache
+def field_types(cls: type) -> dict[str, Any]:
+    """Returns the resolved type of each field of a dataclass."""
+    hints = typing.get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+
+
+def to_json(description: Any) -> Any:
+    """Returns a description as JSON values: objects tagged with ``kind``, tuples as lists."""
+    if dataclasses.is_dataclass(description) and not isinstance(description, type):
+        fields = {
+            field.name: to_json(getattr(description, field.name)) for field in dataclasses.fields(description)
+        }
+        return {"kind": kind(type(description)), **fields}
+    if isinstance(description, tuple):
+        return [to_json(item) for item in description]
+    return description
+
+
+def from_json(value: Any, where: str = "experiment") -> Experiment:
+    """Returns the experiment that ``to_json`` wrote, exactly; a field that is left out takes its default.
+
+    Args:
+      value: parsed JSON.
+      where: what to call the whole in errors, such as the file's name.
+
+    Raises:
+      UserError: unknown field or kind, or a value of the wrong type; names the path and the nearest choice.
+    """
+    return decode(Experiment, value, where)
+
+
+def decode(declared: Any, value: Any, where: str) -> Any:
+    """Returns ``value`` (parsed JSON) as the declared type: the inverse of ``to_json``, strict about types.
+
+    Raises:
+      UserError: naming ``where``, what was expected, and what was found.
+    """
+    admitted = classes(declared)
+    if admitted and isinstance(value, Mapping):
+        return _decode_object(admitted, value, where)
+    for member in alternatives(declared):
+        origin, arguments = typing.get_origin(member), typing.get_args(member)
+        if origin is tuple and isinstance(value, (list, tuple)):
+            items = arguments[:1] * len(value) if arguments[1:] == (...,) else arguments
+            if len(items) == len(value):
+                pairs = enumerate(zip(items, value, strict=True))
+                return tuple(decode(item, element, f"{where}[{i}]") for i, (item, element) in pairs)
+        elif member is float and type(value) in (int, float) and math.isfinite(value):
+            return float(value)
+        elif type(value) is member or (origin is Literal and type(value) is str and value in arguments):
+            return value
+    suggestion = _did_you_mean(value, _words(declared)) if isinstance(value, str) else ""
+    found = "nothing" if value is None else f"{value!r}" if not isinstance(value, Mapping) else "an object"
+    raise UserError(f"{where}: expected {expected(declared)}, found {found}{suggestion}")
+
+
+def _decode_object(admitted: dict[str, type], value: Mapping[str, Any], where: str) -> Any:
+    fields = dict(value)
+    name = fields.pop("kind", next(iter(admitted)) if len(admitted) == 1 else None)
+    if name not in admitted:
+        raise UserError(f"{where}: unknown kind {name!r}{nearest(str(name), admitted)}")
+    cls = admitted[name]
+    declared = field_types(cls)
+    for field in fields:
+        if field not in declared:
+            raise UserError(f"{where}: no field {field!r}{nearest(field, declared)}")
+    for field in dataclasses.fields(cls):
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and field.name not in fields:
+            raise UserError(f"{where}: field {field.name!r} is missing")
+    return cls(**{field: decode(declared[field], item, f"{where}.{field}") for field, item in fields.items()})
+
+
+def _did_you_mean(name: str, choices: list[str]) -> str:
+    suggestion = nearest(name, choices)
+    return suggestion if "did you mean" in suggestion else ""
+
+
+def _words(declared: Any) -> list[str]:
+    """Returns the strings a type admits, where it admits a fixed set only."""
+    return [
+        word for member in alternatives(declared) for word in typing.get_args(member) if isinstance(word, str)
+    ]
+
+
+def expected(declared: Any) -> str:
+    """Returns a type in words, for errors: "a whole number or none"."""
+    names = {
+        int: "a whole number",
+        float: "a number",
+        str: "text",
+        bool: "true or false",
+        types.NoneType: "none",
+    }
+
+    def word(member: Any) -> str:
+        if typing.get_origin(member) is Literal:
+            return "one of " + ", ".join(map(str, typing.get_args(member)))
+        if typing.get_origin(member) is tuple:
+            return "a list"
+        return f"{kind(member)!r}" if dataclasses.is_dataclass(member) else names.get(member, str(member))
+
+    return " or ".join(map(word, alternatives(declared)))
+
+
+def load_experiment(path: str | Path) -> Experiment:
+    """Returns the experiment of a file (``.py`` with ``experiment()``, or ``.json``) or of a run directory.
+
+    Raises:
+      UserError: no such file, no ``experiment()`` in it, one that raises, or one that returns something else.
+    """
+    path = Path(path)
+    if path.is_dir():
+        if not (path / "experiment.json").is_file():
+            raise UserError(
+                f"{path}: neither an experiment file nor a run directory (it has no experiment.json)"
+            )
+        path = path / "experiment.json"
+    if not path.is_file():
+        siblings = [str(p) for p in path.parent.glob("*") if p.is_dir() or p.suffix in (".py", ".json")]
+        raise UserError(f"{path}: no such experiment file or run directory{nearest(str(path), siblings)}")
+    if path.suffix == ".json":
+        try:
+            return from_json(json.loads(path.read_text()), str(path))
+        except ValueError as error:
+            raise UserError(f"{path}: not JSON: {error}") from None
+    if path.suffix != ".py":
+        raise UserError(
+            f"{path}: an experiment is a .py file with a function experiment(), or a run directory"
+        )
+    described = _call_experiment(path)
+    # Through JSON and back: checks the types of what the file wrote, and that it can be saved.
+    return from_json(to_json(described), str(path))
+
+
+def _call_experiment(path: Path) -> Experiment:
+    """Runs an experiment file, which may import its neighbours, and returns what ``experiment()`` does."""
+    sys.path.append(str(path.parent.resolve()))
+    try:
+        module = runpy.run_path(str(path), run_name="experiment")
+        if not callable(module.get("experiment")):
+            own = [
+                name for name, value in module.items() if getattr(value, "__module__", None) == "experiment"
+            ]
+            raise UserError(f"{path}: defines no function experiment(){_did_you_mean('experiment', own)}")
+        described = module["experiment"]()
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{path}{_line(error, path)}: {_reason(error)}") from error
+    finally:
+        sys.path.remove(str(path.parent.resolve()))
+    if not isinstance(described, Experiment):
+        raise UserError(f"{path}: experiment() returned {type(described).__name__}, expected an Experiment")
+    return described
+
+
+def _line(error: Exception, path: Path) -> str:
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        return f", line {error.lineno}"
+    lines = [
+        frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)
+    ]
+    return f", line {lines[-1]}" if lines else ""
+
+
+def _reason(error: Exception) -> str:
+    """Returns an exception as one line, with the nearest name for a field that a description lacks."""
+    unknown = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+    if unknown:
+        found = {c.__name__: c for c in _reachable(Experiment)}.get(unknown[1])
+        if found:
+            return f"{unknown[1]} has no field {unknown[2]!r}{nearest(unknown[2], field_types(found))}"
+    return f"{type(error).__name__}: " + " ".join(str(error).split())
+
+
+def _reachable(cls: type) -> list[type]:
+    """Returns the description classes that may occur in a description, the class itself first."""
+    nested = [
+        c
+        for declared in field_types(cls).values()
+        for member in classes(declared).values()
+        for c in _reachable(member)
+    ]
+    return [cls, *nested]

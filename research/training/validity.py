@@ -1,0 +1,164 @@
+"""What a description must satisfy beyond its types: ranges of single fields, and agreement between fields."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from research.data.text import TextData
+from research.errors import UserError, nearest
+from research.models.gpt import GPT
+from research.training.experiment import Checkpointing, Evaluation, Experiment, Sharding
+from research.training.optimizer import Adafactor, AdamW, Lion, Muon
+from research.training.schedule import Cosine, Linear, ReciprocalSqrt, WarmupStableDecay
+
+Range = tuple[str, Callable[[Any], bool]]
+
+AT_LEAST_1: Range = ("at least 1", lambda x: x >= 1)
+AT_LEAST_0: Range = ("at least 0", lambda x: x >= 0)
+ABOVE_0: Range = ("above 0", lambda x: x > 0)
+RATE: Range = ("at least 0 and below 1", lambda x: 0 <= x < 1)
+SHARE: Range = ("between 0 and 1", lambda x: 0 <= x <= 1)
+WORD: Range = ("between 0 and 4294967295", lambda x: 0 <= x < 2**32)
+PART: Range = ("above 0 and below 1", lambda x: 0 < x < 1)
+
+_SCHEDULE = {"warmup": AT_LEAST_0, "final": SHARE, "decay": SHARE}
+_OPTIMIZER = {
+    "learning_rate": ABOVE_0,
+    "adam_learning_rate": ABOVE_0,
+    "beta": RATE,
+    "beta1": RATE,
+    "beta2": RATE,
+    "epsilon": ABOVE_0,
+    "weight_decay": AT_LEAST_0,
+}
+_RANGES: dict[type, dict[str, Range]] = {
+    GPT: {
+        **dict.fromkeys(("vocabulary", "context", "layers", "width", "heads", "kv_heads"), AT_LEAST_1),
+        **dict.fromkeys(("feed_forward_width", "window"), AT_LEAST_1),
+        **dict.fromkeys(("attention_soft_cap", "logit_soft_cap", "rotary_base"), ABOVE_0),
+        "dropout": RATE,
+    },
+    TextData: {"valid_fraction": PART, "length": AT_LEAST_1, "batch": AT_LEAST_1},
+    **dict.fromkeys((AdamW, Lion, Adafactor, Muon), _OPTIMIZER),
+    **dict.fromkeys((Cosine, Linear, WarmupStableDecay, ReciprocalSqrt), _SCHEDULE),
+    Evaluation: dict.fromkeys(("every", "batches"), AT_LEAST_1),
+    Checkpointing: dict.fromkeys(("every", "keep_last", "keep_every"), AT_LEAST_1),
+    Sharding: dict.fromkeys(("data", "tensor", "sequence"), AT_LEAST_1),
+    Experiment: {
+        **dict.fromkeys(("steps", "accumulate", "log_every"), AT_LEAST_1),
+        **dict.fromkeys(("samples", "z_loss"), AT_LEAST_0),
+        "seed": WORD,
+        "clip": ABOVE_0,
+        "ema": RATE,
+    },
+}
+"""Range of each number, by class; the fields of a class that it does not have play no part."""
+
+
+def validate(experiment: Experiment, devices: int | None = None) -> None:
+    """Checks everything about an experiment that can be known before it is built.
+
+    Args:
+      experiment: the description, its types already checked.
+      devices: number of devices for the mesh; None: what depends on it is not checked.
+
+    Raises:
+      UserError: one line naming the field, its value and the nearest valid choice.
+    """
+    for problem in _problems(experiment, devices):
+        raise UserError(problem)
+
+
+def _problems(experiment: Experiment, devices: int | None) -> Iterator[str]:
+    if not experiment.name:
+        yield "name is empty; it names the run directory, runs/NAME"
+    yield from _out_of_range(experiment, "")
+    yield from _model_problems(experiment.model)
+    yield from _data_problems(experiment)
+    yield from _sharding_problems(experiment, devices)
+
+
+def _out_of_range(description: Any, prefix: str) -> Iterator[str]:
+    for field in dataclasses.fields(description):
+        value = getattr(description, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _out_of_range(value, f"{prefix}{field.name}.")
+        phrase, holds = _RANGES.get(type(description), {}).get(field.name, ("", lambda _: True))
+        if value is not None and not holds(value):
+            yield f"{prefix}{field.name} is {value}; it must be {phrase}"
+
+
+def _model_problems(model: GPT) -> Iterator[str]:
+    if model.width % model.heads:
+        yield (
+            f"model.heads {model.heads} does not divide model.width {model.width}; "
+            f"{_nearest_divisors(model.width, model.heads)}"
+        )
+    if model.kv_heads is not None and model.heads % model.kv_heads:
+        yield (
+            f"model.kv_heads {model.kv_heads} does not divide model.heads {model.heads}; "
+            f"{_nearest_divisors(model.heads, model.kv_heads)}"
+        )
+    if model.positions == "rotary" and (model.width // model.heads) % 2:
+        yield (
+            f"model.positions 'rotary' needs an even number of channels per head, and model.width {model.width} "
+            f"/ model.heads {model.heads} is {model.width // model.heads}"
+        )
+    if model.positions == "sinusoidal" and model.width % 2:
+        yield f"model.positions 'sinusoidal' needs an even model.width, not {model.width}"
+
+
+def _data_problems(experiment: Experiment) -> Iterator[str]:
+    data, model = experiment.data, experiment.model
+    sources = ("standard-library", "files", "tfds:NAME")
+    if data.source not in sources[:2] and not data.source.startswith("tfds:"):
+        yield f"data.source {data.source!r} is unknown{nearest(data.source, sources)}"
+    if data.path is not None and data.source != "files":
+        yield f"data.path is for data.source 'files' only, not for {data.source!r}; add --data.source files"
+    if data.length > model.context:
+        yield (
+            f"data.length {data.length} is longer than model.context {model.context}; "
+            f"the longest possible is {model.context}"
+        )
+
+
+def _sharding_problems(experiment: Experiment, devices: int | None) -> Iterator[str]:
+    sharding, batch = experiment.sharding, experiment.data.batch
+    if sharding.fsdp < 1 and sharding.fsdp != -1:
+        yield f"sharding.fsdp is {sharding.fsdp}; it must be at least 1, or -1 for all remaining devices"
+    others = sharding.data * sharding.tensor * sharding.sequence
+    fsdp = sharding.fsdp
+    if devices is not None:
+        needed = others * max(fsdp, 1)
+        mesh = " x ".join(
+            f"{axis} {getattr(sharding, axis)}" for axis in ("data", "fsdp", "tensor", "sequence")
+        )
+        if needed > devices:
+            yield f"sharding: a mesh of {mesh} needs {needed} devices, and there are {devices}"
+        if fsdp == -1 and devices % others:
+            nearest_sizes = _nearest_divisors(devices, others)
+            yield f"sharding: a mesh of {mesh} does not divide {devices} devices; {nearest_sizes}"
+        fsdp = devices // others if fsdp == -1 else fsdp
+    shards = sharding.data * max(fsdp, 1)
+    parts = shards * experiment.accumulate
+    if batch % parts:
+        below, above = batch // parts * parts, -(-batch // parts) * parts
+        yield (
+            f"data.batch {batch} does not divide into {shards} shards (sharding.data x sharding.fsdp) x "
+            f"{experiment.accumulate} micro-batches (accumulate); nearest: "
+            + (f"{below} or {above}" if below else f"{above}")
+        )
+    if experiment.data.length % sharding.sequence:
+        yield (
+            f"sharding.sequence {sharding.sequence} does not divide data.length {experiment.data.length}; "
+            f"{_nearest_divisors(experiment.data.length, sharding.sequence)}"
+        )
+
+
+def _nearest_divisors(whole: int, wanted: int) -> str:
+    divisors = [d for d in range(1, whole + 1) if whole % d == 0]
+    below = max((d for d in divisors if d < wanted), default=None)
+    above = min((d for d in divisors if d > wanted), default=None)
+    return "nearest: " + " or ".join(str(d) for d in (below, above) if d is not None)
