@@ -24,7 +24,7 @@ PEAK_BF16 = {
 
 
 def matmul_parameters(model: GPT) -> int:
-    """Returns the number of weights in matrix products: all matrices, the head included, no look-up tables."""
+    """Returns the number of weights in matrix products: all matrices and the head, no look-up tables."""
     head_width = model.width // model.heads
     key_value_width = head_width * (model.kv_heads or model.heads)
     hidden = model.feed_forward_width or 4 * model.width

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
@@ -63,13 +64,16 @@ def leaves(description: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from leaves(value, f"{prefix}{field}.")
 
 
-def override(description: Description, options: Mapping[str, str]) -> Description:
+def override(
+    description: Description, options: Mapping[str, str], other_names: Iterable[str] = ()
+) -> Description:
     """Returns the description with fields replaced.
 
     Args:
       description: any tree of frozen dataclasses.
       options: text by dotted field name. A name whose field admits several classes takes a kind
         (``{"optimizer": "muon"}``): the field becomes that class with its defaults, unless it is one already.
+      other_names: further names that the user may have meant, for the error.
 
     Raises:
       UserError: an unknown name (with the nearest one), or text that is not of the field's type.
@@ -85,9 +89,10 @@ def override(description: Description, options: Mapping[str, str]) -> Descriptio
     declared_types = dict(leaves(description))
     for name, text in options.items():
         if name not in declared_types:
-            raise UserError(
-                f"unknown option {_option(name)}{nearest(_option(name), map(_option, declared_types))}"
-            )
+            known = [_option(known) for known in (*declared_types, *other_names)]
+            close = difflib.get_close_matches(_option(name), known, n=1)
+            hint = f"did you mean {close[0]}?" if close else "--help lists all options"
+            raise UserError(f"unknown option {_option(name)}; {hint}")
         if not classes(declared_types[name]):
             description = _replace(description, name, parse(declared_types[name], text, _option(name)))
     return description

@@ -103,8 +103,8 @@ def _model_problems(model: GPT) -> Iterator[str]:
         )
     if model.positions == "rotary" and (model.width // model.heads) % 2:
         yield (
-            f"model.positions 'rotary' needs an even number of channels per head, and model.width {model.width} "
-            f"/ model.heads {model.heads} is {model.width // model.heads}"
+            "model.positions 'rotary' needs an even number of channels per head, and model.width "
+            f"{model.width} / model.heads {model.heads} is {model.width // model.heads}"
         )
     if model.positions == "sinusoidal" and model.width % 2:
         yield f"model.positions 'sinusoidal' needs an even model.width, not {model.width}"

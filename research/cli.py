@@ -1,0 +1,239 @@
+"""The command ``headway``: what it understands, and what it prints.
+
+Results go to standard output, progress and messages to standard error. Exit codes: 0 done; 1 a bug (traceback);
+2 the user's input (one line); 3 stopped early but saved, run again to go on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from research.errors import StoppedError, UserError, nearest
+
+# JAX and what needs it is imported by the commands that use it: help and most errors appear at once.
+if TYPE_CHECKING:
+    from research.training.experiment import Experiment
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """Trains an experiment, or goes on with a run that was stopped."""
+
+    workdir: str | None = None
+    """Run directory; default: runs/NAME of the experiment."""
+    profile: str | None = None
+    """Steps to profile, as FIRST:LAST; the trace goes to the run directory."""
+    json: bool = False
+    """Print the result as one JSON object."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    """Measures a run on its validation text, or on another text (--data.path)."""
+
+    checkpoint: str = "best"
+    """Checkpoint to load: best (lowest validation loss), newest, or a step."""
+    json: bool = False
+    """Print the result as one JSON object."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """Draws text from a run."""
+
+    prompt: str = ""
+    """Text to go on from."""
+    tokens: int = 200
+    """Most tokens to draw for a sample; the end of a document ends it earlier."""
+    temperature: float = 0.8
+    """Temperature of the softmax; 0 takes the likeliest token."""
+    top_k: int | None = None
+    """Draw from the k likeliest tokens only."""
+    top_p: float | None = None
+    """Draw from the likeliest tokens that together have this probability (nucleus)."""
+    min_p: float | None = None
+    """Draw from tokens with at least this share of the likeliest one's probability."""
+    count: int = 1
+    """Samples to draw."""
+    seed: int = 0
+    """Seed of the draw."""
+    checkpoint: str = "best"
+    """Checkpoint to load: best (lowest validation loss), newest, or a step."""
+    json: bool = False
+    """Print the samples as one JSON object."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Show:
+    """Shows what an experiment or a run is and costs: description, parameters, FLOPs, shardings, memory."""
+
+    workdir: str | None = None
+    """Run directory to look into; default: none for an experiment file."""
+    json: bool = False
+    """Print everything as one JSON object."""
+
+
+Options = Train | Evaluate | Sample | Show
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """One command: its options, what it is given, and the function that runs it."""
+
+    options: Options
+    """Defaults of its own options."""
+    target: str
+    """What its positional argument is."""
+    run: Callable[[str, Any, Mapping[str, str]], None]
+    """Called with the target, the options, and the overrides of the experiment's fields."""
+    overrides: tuple[str, ...] | None = None
+    """Fields of the experiment that may be overridden, as prefixes; None: all; empty: none."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line ``arguments`` (default: the process's own) and returns the exit code."""
+    try:
+        _dispatch(list(sys.argv[1:] if arguments is None else arguments))
+        sys.stdout.flush()
+    except (UserError, StoppedError) as error:
+        print("headway: " + " ".join(str(error).split()), file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("headway: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader (head, less) has gone. Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _dispatch(arguments: list[str]) -> None:
+    if not arguments or arguments[0] in ("--help", "-h", "help"):
+        print(_overview())
+        return
+    name, *rest = arguments
+    if name not in COMMANDS:
+        raise UserError(f"unknown command {name!r}{nearest(name, COMMANDS)}")
+    command = COMMANDS[name]
+    if "--help" in rest or "-h" in rest:
+        print(_help(name, command, [word for word in rest if word not in ("--help", "-h")]))
+        return
+    from research.training.overrides import leaves, override, split_options
+
+    own = {field for field, _ in leaves(command.options)}
+    targets, given = split_options(rest, flags={"json"})
+    if len(targets) != 1:
+        what = f"unexpected argument {targets[1]!r}" if targets else f"needs {command.target}"
+        raise UserError(f"{name}: {what}; usage: {_usage(name, command)}")
+    overrides = {field: text for field, text in given.items() if field not in own}
+    if command.overrides is not None:
+        others = {f: t for f, t in overrides.items() if not f.startswith(command.overrides)}
+        override(command.options, others, other_names=command.overrides)  # which raises: they are unknown
+    options = override(command.options, {field: text for field, text in given.items() if field in own})
+    command.run(targets[0], options, overrides)
+
+
+def _experiment(target: str, overrides: Mapping[str, str], command: Options) -> Experiment:
+    """Returns the experiment of a file or run directory, with overrides."""
+    from research.training.description import load_experiment
+    from research.training.overrides import override
+    from research.training.validity import validate
+
+    own = [field.name for field in dataclasses.fields(command)]
+    experiment = override(load_experiment(target), overrides, other_names=own)
+    validate(experiment)
+    return experiment
+
+
+def _overview() -> str:
+    lines = [
+        f"  {_usage(name, command)}\n      {type(command.options).__doc__}"
+        for name, command in COMMANDS.items()
+    ]
+    return "\n".join(
+        [
+            "usage: headway COMMAND ...",
+            "",
+            *lines,
+            "",
+            "EXPERIMENT is a Python file with a function experiment(), such as experiments/gpt/quickstart.py; RUN is",
+            "the directory that training wrote. headway COMMAND --help lists a command's options, and headway train",
+            "EXPERIMENT --help every field of that experiment with its value.",
+        ]
+    )
+
+
+def _usage(name: str, command: Command) -> str:
+    fields = " [--FIELD VALUE ...]" if command.overrides != () else ""
+    return f"headway {name} {command.target} [OPTIONS]{fields}"
+
+
+def _help(name: str, command: Command, rest: list[str]) -> str:
+    """Returns the options of a command, and the fields of the experiment with their values in the file named."""
+    from research.training.description import load_experiment
+    from research.training.experiment import Experiment
+    from research.training.overrides import choices, override, split_options
+
+    parts = [f"usage: {_usage(name, command)}", "", _fields_help(command.options)]
+    if command.overrides is None:
+        targets, given = split_options(rest, flags={"json"})
+        experiment = load_experiment(targets[0]) if targets else Experiment(name="NAME")
+        own = {field.name for field in dataclasses.fields(command.options)}
+        experiment = override(experiment, {field: text for field, text in given.items() if field not in own})
+        values = f"of {targets[0]}" if targets else "of every experiment, which a file may set otherwise"
+        parts += [f"Fields of the experiment, each an option; the defaults are those {values}.", ""]
+        for option, current, kinds in choices(experiment):
+            parts.append(
+                f"  {option} {{{','.join(kinds)}}} (default: {current}; --help after it lists its fields)"
+            )
+        parts += ["", _fields_help(experiment)]
+    return "\n".join(parts)
+
+
+def _fields_help(description: Any) -> str:
+    """Returns the fields of a description with type, docstring and value."""
+    import tyro
+
+    text = io.StringIO()
+    config = (tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff)
+    with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
+        tyro.cli(type(description), default=description, args=["--help"], config=config)
+    # Its usage line knows neither the command nor the target.
+    return text.getvalue().partition("\n\n")[2]
+
+
+def _train(target: str, options: Train, overrides: Mapping[str, str]) -> None:
+    raise NotImplementedError
+
+
+def _evaluate(target: str, options: Evaluate, overrides: Mapping[str, str]) -> None:
+    raise NotImplementedError
+
+
+def _sample(target: str, options: Sample, overrides: Mapping[str, str]) -> None:
+    raise NotImplementedError
+
+
+def _show(target: str, options: Show, overrides: Mapping[str, str]) -> None:
+    import json
+
+    from research.training.description import to_json
+
+    print(json.dumps(to_json(_experiment(target, overrides, options))))
+
+
+COMMANDS = {
+    "train": Command(Train(), "EXPERIMENT", _train),
+    "evaluate": Command(Evaluate(), "RUN", _evaluate, overrides=("data.",)),
+    "sample": Command(Sample(), "RUN", _sample, overrides=()),
+    "show": Command(Show(), "EXPERIMENT|RUN", _show),
+}
+
+if __name__ == "__main__":
+    sys.exit(main())
