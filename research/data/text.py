@@ -3,7 +3,44 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from research.errors import UserError, nearest
+
+if (
+    TYPE_CHECKING
+):  # imported where they are used: a description must not cost the start-up time of its libraries
+    from research.data.builder import NamedDataset
+    from research.data.documents import Corpus, Document, LocalSource
+    from research.data.stream import TokenStream
+    from research.data.tokenizer import Tokenizer
+
+_FORMAT = 1
+"""Part of every cache key: raise it when what is cached changes."""
+_CHUNK = 1 << 22
+"""Characters tokenised and written at once."""
+_TOKENIZER_SAMPLE = 1 << 27
+"""Bytes of training text that a tokenizer is trained on, at most (whole documents, evenly spread)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedText:
+    """Text as tokens.
+
+    Attributes:
+      tokenizer: made it, and turns it back.
+      train: training tokens.
+      valid: validation tokens.
+      valid_path: file with the validation text, documents end to end.
+    """
+
+    tokenizer: Tokenizer
+    train: TokenStream
+    valid: TokenStream
+    valid_path: Path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,16 +50,184 @@ class TextData:
     source: str = "standard-library"
     """Where the text is from: "standard-library", "files" (needs path), or "tfds:NAME"."""
     path: str | None = None
-    """Text for source "files": a file, directory, glob, or .jsonl."""
+    """Text for source "files": a file, directory, glob, or .jsonl; plain, .gz or .xz."""
     field: str = "text"
     """Field that holds the text, in JSONL lines and TFDS examples."""
     tokenizer: str = "bpe"
     """"bpe" (byte-level, trained on the training text), "characters", or the path of a tokenizer.json."""
     split: Literal["documents", "tail"] = "documents"
-    """What validation holds out: whole documents, or the last part of the text."""
+    """What validation holds out: whole documents, or the last part of each document's characters."""
     valid_fraction: float = 0.1
     """Share of the text held out for validation (sources with a validation split of their own use that)."""
     length: int = 256
     """Tokens in a training sequence."""
     batch: int = 32
     """Sequences in a step, over all devices."""
+
+    def prepare(
+        self,
+        *,
+        vocabulary: int,
+        tokenizer: Tokenizer | None = None,
+        report: Callable[[str], None] = lambda message: None,
+    ) -> PreparedText:
+        """Returns the text as tokens; each stage is done once and cached on disk (see `research.data.cache`).
+
+        Args:
+          vocabulary: rows of the model's embedding; a tokenizer trained here is trained to fit.
+          tokenizer: use this one (a run's own) instead of the one described.
+          report: receives a line before each stage that takes time.
+
+        Raises:
+          UserError: the source cannot be read, or holds too little; the tokenizer does not fit the vocabulary.
+        """
+        from research.data.cache import build_once, cache_directory, content_hash
+        from research.data.stream import TokenStream
+        from research.data.tokenizer import Tokenizer as TokenizerClass
+
+        self._check()
+        source = _source(self)
+        corpus = _Lazy(source, report)
+        split = [_FORMAT, source.name, source.fingerprint(), self.split, self.valid_fraction]
+        if tokenizer is None and self.tokenizer in ("bpe", "characters"):
+            key = content_hash(split, self.tokenizer, vocabulary if self.tokenizer == "bpe" else None)
+            directory = build_once(
+                cache_directory() / "tokenizers" / key,
+                lambda d: self._train(corpus, vocabulary, report).save(d / _JSON),
+            )
+            tokenizer = TokenizerClass.load(directory / _JSON)
+        elif tokenizer is None:
+            tokenizer = TokenizerClass.load(self.tokenizer)
+        if tokenizer.vocabulary > vocabulary:
+            raise UserError(
+                f"the tokenizer has {tokenizer.vocabulary} tokens and the model's vocabulary only {vocabulary}: "
+                f"use --model.vocabulary {tokenizer.vocabulary} or more"
+            )
+        made_by = tokenizer
+        key = content_hash(split, hashlib.sha256(tokenizer.to_json().encode()).hexdigest())
+        directory = build_once(
+            cache_directory() / "tokens" / key, lambda d: self._tokenise(corpus, made_by, d, report)
+        )
+        train, valid = (TokenStream.open(directory / name) for name in ("train", "valid"))
+        return PreparedText(tokenizer, train, valid, directory / "valid" / "text.bin")
+
+    def _check(self) -> None:
+        if not 0 < self.valid_fraction < 1:
+            raise UserError(f"data.valid_fraction is {self.valid_fraction}; it should be between 0 and 1")
+        for name, value in (("length", self.length), ("batch", self.batch)):
+            if value < 1:
+                raise UserError(f"data.{name} is {value}; it should be at least 1")
+        if self.tokenizer not in ("bpe", "characters") and not Path(self.tokenizer).is_file():
+            hint = nearest(self.tokenizer, ("bpe", "characters"))
+            raise UserError(f"data.tokenizer {self.tokenizer!r} is no file and no kind of tokenizer{hint}")
+
+    def _train(self, corpus: _Lazy, vocabulary: int, report: Callable[[str], None]) -> Tokenizer:
+        from research.data.tokenizer import Tokenizer
+
+        if self.tokenizer == "characters":
+            report("collecting characters")
+            return Tokenizer.characters(text for _, text in self._pieces(corpus.get()))
+        report(f"training a byte-level BPE tokenizer of {vocabulary} tokens")
+        keep = _TOKENIZER_SAMPLE / max(corpus.get().bytes, 1)
+        pieces = enumerate(text for part, text in self._pieces(corpus.get()) if part == "train")
+        sample = (text for i, text in pieces if int((i + 1) * keep) > int(i * keep) or keep >= 1)
+        return Tokenizer.train_bpe(sample, vocabulary)
+
+    def _tokenise(
+        self, corpus: _Lazy, tokenizer: Tokenizer, directory: Path, report: Callable[[str], None]
+    ) -> None:
+        from research.data.stream import StreamWriter
+
+        report("tokenising")
+        with (
+            StreamWriter(directory / "train", tokenizer) as train,
+            StreamWriter(directory / "valid", tokenizer, keep_text=True) as valid,
+        ):
+            writers = {"train": train, "valid": valid}
+            for chunk in _chunks(self._pieces(corpus.get())):
+                for part, writer in writers.items():
+                    writer.write([text for p, text in chunk if p == part])
+        for part, writer in writers.items():
+            if not writer.bytes:
+                raise UserError(
+                    f"no text is left for {'training' if part == 'train' else 'validation'}: with data.split "
+                    f'"{self.split}", {self.valid_fraction:g} of the text is held out; '
+                    + (
+                        "for few documents use --data.split tail"
+                        if self.split == "documents"
+                        else "there is too little"
+                    )
+                )
+
+    def _pieces(self, corpus: Corpus) -> Iterator[tuple[Literal["train", "valid"], str]]:
+        """Yields (split, text) for every document or part of one, empty ones left out."""
+        own = corpus.valid is not None
+        for document in corpus.train:
+            text = document["text"]
+            if own:
+                pieces = {"train": text}
+            elif self.split == "documents":
+                pieces = {"valid" if _share(document["path"]) < self.valid_fraction else "train": text}
+            else:
+                cut = int(len(text) * (1 - self.valid_fraction))
+                pieces = {"train": text[:cut], "valid": text[cut:]}
+            yield from ((part, piece) for part, piece in pieces.items() if piece)  # type: ignore[misc]
+        yield from (("valid", document["text"]) for document in corpus.valid or () if document["text"])
+
+
+_JSON = "tokenizer.json"
+
+
+class _Lazy:
+    """Opens a source's documents when they are first needed: with all stages cached, they are not."""
+
+    def __init__(self, source: LocalSource | NamedDataset, report: Callable[[str], None]) -> None:
+        self._source, self._report, self._corpus = source, report, None
+
+    def get(self) -> Corpus:
+        from research.data.builder import NamedDataset, local_corpus
+
+        if self._corpus is None:
+            self._report(f"reading {self._source.name}")
+            source = self._source
+            self._corpus = source.corpus() if isinstance(source, NamedDataset) else local_corpus(source)
+        return self._corpus
+
+
+def _source(data: TextData) -> LocalSource | NamedDataset:
+    if data.source == "standard-library":
+        from research.data.standard_library import StandardLibrary
+
+        return StandardLibrary()
+    if data.source == "files":
+        from research.data.files import TextFiles
+
+        if data.path is None:
+            raise UserError(
+                'data.source "files" needs --data.path FILE, DIRECTORY or GLOB; for Tiny Shakespeare: '
+                "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+            )
+        return TextFiles(data.path, data.field)
+    if data.source.startswith("tfds:"):
+        from research.data.builder import NamedDataset
+
+        return NamedDataset(data.source.removeprefix("tfds:"), data.field)
+    choices = ("standard-library", "files", "tfds:NAME")
+    raise UserError(f"data.source {data.source!r} is unknown{nearest(data.source, choices)}")
+
+
+def _share(path: str) -> float:
+    """Returns a number in [0, 1), the same for the same path everywhere."""
+    return int.from_bytes(hashlib.blake2b(path.encode(), digest_size=8).digest(), "big") / 2**64
+
+
+def _chunks(pieces: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
+    chunk: list[tuple[str, str]] = []
+    size = 0
+    for piece in pieces:
+        chunk.append(piece)
+        size += len(piece[1])
+        if size >= _CHUNK:
+            yield chunk
+            chunk, size = [], 0
+    yield chunk

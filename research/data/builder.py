@@ -1,0 +1,133 @@
+"""TFDS data sets: local text through one builder, and published data sets by name. No TensorFlow."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from research.data.cache import build_once, cache_directory, content_hash
+from research.data.documents import Corpus, Document, LocalSource
+from research.errors import UserError, nearest
+
+
+class Documents(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Documents of a local source, in their order, as one TFDS data set with the split "train"."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def __init__(self, *, source: LocalSource, data_dir: Path) -> None:
+        """Makes, or opens, the data set of ``source`` in ``data_dir``."""
+        self._source = source
+        super().__init__(data_dir=data_dir, file_format="array_record")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        text = tfds.features.Text
+        features = tfds.features.FeaturesDict({"path": text(), "text": text()})
+        return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+        del dl_manager  # nothing is downloaded
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self) -> Iterator[tuple[int, Document]]:
+        yield from enumerate(self._source.documents())
+
+
+@dataclasses.dataclass(frozen=True)
+class _Records:
+    """Documents of a TFDS data source, decoded as they are read."""
+
+    records: Sequence[dict[str, Any]]
+    split: str
+    field: str
+
+    def __iter__(self) -> Iterator[Document]:
+        for i in range(len(self.records)):
+            record = self.records[i]
+            path = record["path"].decode() if "path" in record else f"{self.split}/{i}"
+            try:
+                yield {"path": path, "text": record[self.field].decode("utf-8")}
+            except UnicodeDecodeError as error:
+                raise UserError(f"{path}: field {self.field!r} is not UTF-8 at byte {error.start}") from None
+
+
+def local_corpus(source: LocalSource) -> Corpus:
+    """Returns the documents of ``source``, from its TFDS copy in the cache, which is made first if need be."""
+    key = content_hash("documents", 1, source.name, source.fingerprint())
+    directory = cache_directory() / "sources" / key
+    build_once(directory, lambda d: _prepare(Documents(source=source, data_dir=d)))
+    builder = Documents(source=source, data_dir=directory)
+    records = builder.as_data_source("train")
+    return Corpus(_Records(records, "train", "text"), None, builder.info.splits["train"].num_bytes)
+
+
+@dataclasses.dataclass(frozen=True)
+class NamedDataset:
+    """A data set of the TFDS catalogue, in TFDS's own data directory (``$TFDS_DATA_DIR``)."""
+
+    name: str
+    """Name, with an optional configuration and version: "lm1b", "wiki40b/en"."""
+    field: str
+    """Field that holds the text."""
+
+    def fingerprint(self) -> list[object]:
+        """Returns the full name and version."""
+        return [self._builder().info.full_name, self.field]
+
+    def corpus(self) -> Corpus:
+        """Returns the documents, downloading and preparing the data set on first use.
+
+        Raises:
+          UserError: it cannot be downloaded or prepared, or has no such text field or no training split.
+        """
+        builder = self._builder()
+        try:
+            _prepare(builder)
+        except (OSError, ImportError, tfds.download.DownloadError) as error:
+            first = (str(error) or type(error).__name__).splitlines()[0]
+            raise UserError(
+                f"cannot prepare tfds:{self.name} ({first}); it goes to {builder.data_path}"
+            ) from error
+        features, splits = builder.info.features, builder.info.splits
+        texts = [name for name, feature in features.items() if isinstance(feature, tfds.features.Text)]
+        if self.field not in texts:
+            raise UserError(
+                f"tfds:{self.name} has no text field {self.field!r} (--data.field)"
+                + _choices(self.field, texts)
+            )
+        if "train" not in splits:
+            raise UserError(f"tfds:{self.name} has no split 'train'; it has {', '.join(splits)}")
+        valid = next((split for split in ("validation", "valid", "test") if split in splits), None)
+        return Corpus(
+            train=_Records(builder.as_data_source("train"), "train", self.field),
+            valid=_Records(builder.as_data_source(valid), valid, self.field) if valid else None,
+            bytes=splits["train"].num_bytes,
+        )
+
+    def _builder(self) -> tfds.core.DatasetBuilder:
+        try:
+            return tfds.builder(self.name, file_format="array_record")
+        except tfds.core.DatasetNotFoundError:
+            base = self.name.partition("/")[0]
+            raise UserError(f"TFDS has no data set {base!r}" + _choices(base, tfds.list_builders())) from None
+        except (ValueError, RuntimeError, AssertionError) as error:  # unknown configuration or version
+            raise UserError(f"tfds:{self.name}: {str(error).splitlines()[0]}") from None
+
+
+def _choices(name: str, choices: Sequence[str]) -> str:
+    hint = nearest(name, choices)
+    return hint if "did you mean" in hint or len(choices) <= 12 else ""
+
+
+def _prepare(builder: tfds.core.DatasetBuilder) -> None:
+    tfds.disable_progress_bar()
+    config = tfds.download.DownloadConfig(try_download_gcs=False)
+    # Standard output is for results: TFDS prints its progress there.
+    with contextlib.redirect_stdout(sys.stderr):
+        builder.download_and_prepare(download_config=config, file_format="array_record")

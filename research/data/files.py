@@ -1,0 +1,132 @@
+"""Text files as documents: one file, a directory, a glob, or JSON lines; plain, gzip or xz."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import glob
+import gzip
+import json
+import lzma
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from research.data.documents import Document
+from research.errors import UserError, nearest
+
+_OPENERS = {".gz": gzip.open, ".xz": lzma.open}
+
+
+@dataclasses.dataclass(frozen=True)
+class TextFiles:
+    """The files that ``path`` names; each is a document, or one per line of a ``.jsonl``."""
+
+    path: str
+    """A file, a directory (every file below it), or a glob (``**`` goes any depth)."""
+    field: str = "text"
+    """Field that holds the text in JSON lines."""
+    name: str = "files"
+    """Name in messages."""
+
+    def fingerprint(self) -> list[object]:
+        """Returns the field, and name, size and modification time of each file."""
+        stats = [(key, file.stat()) for key, file in self.files()]
+        return [self.field, [(key, s.st_size, s.st_mtime_ns) for key, s in stats]]
+
+    def files(self) -> list[tuple[str, Path]]:
+        """Returns (document path, file), sorted; document paths are relative, so splits survive a move.
+
+        Raises:
+          UserError: there is no such file, or nothing in the directory or glob.
+        """
+        path = Path(self.path).expanduser()
+        if path.is_file():
+            return [(path.name, path)]
+        if path.is_dir():
+            root, found = path, [p for p in path.rglob("*") if not _hidden(p.relative_to(path))]
+        elif glob.has_magic(self.path):
+            root = Path(*path.parts[: next(i for i, part in enumerate(path.parts) if glob.has_magic(part))])
+            found = [Path(p) for p in glob.glob(str(path), recursive=True)]
+        else:
+            raise UserError(f"no file, directory or glob {self.path!r} (--data.path)" + _beside(path))
+        files = sorted((p.relative_to(root).as_posix(), p) for p in found if p.is_file())
+        if not files:
+            raise UserError(f"there are no files in {self.path!r} (--data.path)")
+        return files
+
+    def documents(self) -> Iterator[Document]:
+        """Yields the documents; files without text are left out.
+
+        Raises:
+          UserError: a file cannot be read, is not UTF-8, or is not valid JSON lines; or there is no text at all.
+        """
+        empty = True
+        for key, file in self.files():
+            for document in self._read(key, file):
+                if document["text"]:
+                    empty = False
+                    yield document
+        if empty:
+            raise UserError(f"{self.path} is empty: there is no text in it")
+
+    def _read(self, key: str, file: Path) -> Iterator[Document]:
+        compression = file.suffix if file.suffix in _OPENERS else ""
+        jsonl = file.name.removesuffix(compression).endswith(".jsonl")
+        opener = _OPENERS.get(compression, open)
+        try:
+            with cast(BinaryIO, opener(file, "rb")) as stream:
+                if not jsonl:
+                    yield {"path": key, "text": _decode(stream.read(), file)}
+                    return
+                offset = 0
+                for number, line in enumerate(stream, start=1):
+                    if text := _decode(line, file, number, offset).strip():
+                        yield {"path": f"{key}:{number}", "text": self._field(text, f"{file}, line {number}")}
+                    offset += len(line)
+        except (OSError, EOFError, lzma.LZMAError) as error:
+            raise UserError(f"cannot read {file}: {getattr(error, 'strerror', None) or error}") from error
+
+    def _field(self, line: str, where: str) -> str:
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{where}: not JSON ({error.msg} at column {error.colno})") from None
+        if not isinstance(record, dict):
+            raise UserError(f"{where}: a {type(record).__name__}, where a JSON object should be")
+        if self.field not in record:
+            hint = nearest(self.field, record) if record else ""
+            raise UserError(f"{where}: no field {self.field!r} (--data.field)" + hint)
+        text = record[self.field]
+        if not isinstance(text, str):
+            raise UserError(f"{where}: field {self.field!r} is a {type(text).__name__}, not text")
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # JSON can spell half of a surrogate pair
+            raise UserError(
+                f"{where}: field {self.field!r} is not valid Unicode (a lone surrogate)"
+            ) from None
+        return text
+
+
+def _decode(data: bytes, file: Path, line: int = 1, offset: int = 0) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line += data.count(b"\n", 0, error.start)
+        raise UserError(
+            f"{file} is not UTF-8 at byte {offset + error.start} (line {line}); "
+            "if it is Latin-1, convert it with: iconv -f latin1 -t utf-8"
+        ) from None
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _beside(path: Path) -> str:
+    """Returns a hint at the nearest name in the directory where ``path`` should be."""
+    if not path.parent.is_dir():
+        return f"; nor is there a directory {str(path.parent)!r}"
+    close = difflib.get_close_matches(path.name, [p.name for p in path.parent.iterdir()], n=1)
+    return f"; did you mean {str(path.parent / close[0])!r}?" if close else ""

@@ -1,0 +1,140 @@
+"""Tokenizers: text to token ids and back, over the `tokenizers` library."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from research.errors import UserError
+
+END_OF_TEXT = "<|endoftext|>"
+"""Separates documents in tokenizers trained here, as in GPT-2's."""
+
+_END_OF_TEXT_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
+
+# Unset, the library warns at every later fork (data workers, subprocesses) and switches its threads off.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+
+
+class Tokenizer:
+    """Text to token ids and back.
+
+    Text never encodes to a special token: ``<|endoftext|>`` written in a document is ordinary text.
+
+    Attributes:
+      vocabulary: number of token ids; every id is below it.
+      end_of_text: id of the token that separates documents.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+        """Wraps ``backend``; UserError if it has no end-of-text token."""
+        backend.encode_special_tokens = True
+        backend.no_truncation()
+        backend.no_padding()
+        self._backend = backend
+        vocabulary = backend.get_vocab(with_added_tokens=True)
+        self.vocabulary: int = max(vocabulary.values()) + 1
+        found = [vocabulary[name] for name in _END_OF_TEXT_NAMES if name in vocabulary]
+        if not found:
+            raise UserError(
+                f"the tokenizer has no end-of-text token (looked for {', '.join(_END_OF_TEXT_NAMES)})"
+            )
+        self.end_of_text: int = found[0]
+        # What `characters` makes: the library silently drops a character that such a vocabulary lacks.
+        self._characters = isinstance(backend.decoder, decoders.Fuse) and backend.pre_tokenizer is None
+
+    @classmethod
+    def train_bpe(cls, texts: Iterable[str], vocabulary: int) -> Tokenizer:
+        """Trains byte-level BPE (Sennrich et al., 2016; Radford et al., 2019) of at most ``vocabulary`` tokens.
+
+        It holds all 256 bytes, so any text makes the round trip. Raises UserError if ``vocabulary`` is below 257.
+        """
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        if vocabulary < len(alphabet) + 1:
+            raise UserError(
+                f"a byte-level BPE vocabulary holds 256 bytes and {END_OF_TEXT}: {vocabulary} tokens are too few, "
+                "257 is the least"
+            )
+        backend = tokenizers.Tokenizer(models.BPE())
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        backend.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocabulary,
+            special_tokens=[END_OF_TEXT],
+            initial_alphabet=alphabet,
+            show_progress=False,
+        )
+        backend.train_from_iterator(texts, trainer)
+        return cls(backend)
+
+    @classmethod
+    def characters(cls, texts: Iterable[str]) -> Tokenizer:
+        """Returns a tokenizer with one token per distinct character (code point) of ``texts``, in code order."""
+        alphabet: set[str] = set()
+        for text in texts:
+            alphabet.update(text)
+        vocabulary = {character: i for i, character in enumerate([END_OF_TEXT, *sorted(alphabet)])}
+        backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+        backend.decoder = decoders.Fuse()
+        backend.add_special_tokens([END_OF_TEXT])
+        return cls(backend)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Tokenizer:
+        """Reads a ``tokenizer.json``; UserError if there is none, or it cannot be read."""
+        path = Path(path)
+        if not path.is_file():
+            raise UserError(f"no tokenizer file at {path}; it should be a tokenizer.json")
+        return cls.from_json(path.read_text(encoding="utf-8", errors="replace"), name=str(path))
+
+    @classmethod
+    def from_json(cls, text: str, name: str = "tokenizer") -> Tokenizer:
+        """Reads what `to_json` returned; UserError, naming ``name``, if it is no tokenizer."""
+        try:
+            backend = tokenizers.Tokenizer.from_str(text)
+        except Exception as error:  # the library raises plain Exception
+            raise UserError(f"{name} is not a tokenizer.json: {error}") from None
+        return cls(backend)
+
+    def to_json(self) -> str:
+        """Returns the tokenizer as the text of a ``tokenizer.json``."""
+        return self._backend.to_str(pretty=False)
+
+    def save(self, path: str | Path) -> None:
+        """Writes a ``tokenizer.json``."""
+        Path(path).write_text(self.to_json(), encoding="utf-8")
+
+    def encode(self, text: str) -> list[int]:
+        """Returns the ids of ``text``; UserError if it has a character that the tokenizer cannot express."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Returns the ids of each text, on all cores; UserError as `encode`."""
+        for text in texts:
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                found = text[error.start]
+                raise UserError(f"text is not valid Unicode: {found!r} at character {error.start}") from None
+        ids = [e.ids for e in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        if self._characters:
+            for text, encoded in zip(texts, ids, strict=True):
+                if len(text) != len(encoded):
+                    self._refuse(text)
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Returns the text of ``ids``, special tokens left out; bytes that are not UTF-8 become U+FFFD."""
+        return self._backend.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    def _refuse(self, text: str) -> None:
+        for i, character in enumerate(text):
+            if self._backend.token_to_id(character) is None:
+                raise UserError(
+                    f"character {character!r} (number {i + 1} of the text) is not among the "
+                    f"{self.vocabulary - 1} characters this tokenizer was made from"
+                )
