@@ -1,0 +1,47 @@
+"""Dropout whose decisions are a function of (key, index): the same under any sharding, remat or device count."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Key, UInt32
+
+
+def _mix(x: UInt32[Array, "*shape"]) -> UInt32[Array, "*shape"]:
+    """Returns a bijective 32-bit mix of x (the "lowbias32" constants of Wellons' hash prospector)."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+    return x ^ (x >> 16)
+
+
+def keep(key: Key[Array, ""], rate: float, shape: tuple[int, ...]) -> Bool[Array, "*shape"]:
+    """Returns independent booleans that are False with probability ``rate``.
+
+    Each is a hash of the key and of the element's index (two rounds, one per word of the key): a handful of integer
+    operations that fuse into whatever uses them, where a cipher such as Threefry would dominate a step on a CPU.
+
+    Raises:
+      ValueError: the array has 2^32 elements or more, so that indices would repeat.
+    """
+    if math.prod(shape) >= 2**32:
+        raise ValueError(f"dropout over {shape}: at most 2^32 - 1 elements")
+    first, second = jax.random.key_data(key)
+    index = jnp.zeros(shape, jnp.uint32)
+    stride = 1
+    for axis in reversed(range(len(shape))):
+        index = index + jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride)
+        stride *= shape[axis]
+    bits = _mix(_mix(index ^ first) ^ second)
+    return bits >= jnp.uint32(round(rate * 2**32))
+
+
+def dropout(x: Float[Array, "*shape"], rate: float, key: Key[Array, ""] | None) -> Float[Array, "*shape"]:
+    """Returns x with a share ``rate`` of elements zeroed and the rest scaled by 1/(1 - rate) (Srivastava et al., 2014).
+
+    A ``key`` of None, or a rate of 0, leaves x as it is.
+    """
+    if key is None or rate == 0.0:
+        return x
+    return jnp.where(keep(key, rate, x.shape), x * (1.0 / (1.0 - rate)), jnp.zeros((), x.dtype))

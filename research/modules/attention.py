@@ -1,0 +1,93 @@
+"""Multi-head attention: projections around ``attend``."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from research.attention.cache import KeyValues, Slots
+from research.attention.dropout import dropout
+from research.attention.engines import EngineName, attend
+from research.attention.masks import Everything, Mask, Tokens
+from research.attention.positions import rotary
+from research.modules.linear import Linear
+from research.modules.norm import rms_norm
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionSpec:
+    """What every attention layer of a stack shares."""
+
+    width: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    bias: bool = True
+    rotary_base: float | None = None
+    qk_norm: bool = False
+    soft_cap: float | None = None
+    dropout: float = 0.0
+    engine: EngineName = "auto"
+    stddev: float = 0.02
+    output_stddev: float = 0.02
+
+
+class MultiHeadAttention(nn.Module):
+    """Multi-head, grouped-query or multi-query attention over x itself or over a memory (Vaswani et al., 2017, 3.2.2)."""
+
+    spec: AttentionSpec
+    mask: Mask = Everything()  # noqa: RUF009 (frozen)
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "batch length width"],
+        tokens: Tokens | None = None,
+        *,
+        memory: Float[Array, "batch memory_length width"] | None = None,
+        memory_tokens: Tokens | None = None,
+        cache: tuple[KeyValues, Slots] | None = None,
+        key: Key[Array, ""] | None = None,
+    ) -> tuple[Float[Array, "batch length width"], KeyValues | None]:
+        """Returns the attention's output and, when a cache is given, the cache with this call's keys and values.
+
+        Args:
+          x: queries' input, and that of keys and values unless ``memory`` is given.
+          tokens: positions and segments of x; None: 0, 1, 2 … in one document.
+          memory: input of keys and values for cross-attention.
+          memory_tokens: positions and segments of the memory.
+          cache: keys and values of earlier tokens, and its slots with those of ``tokens`` already written.
+          key: key of the dropout of weights and output; None: no dropout.
+        """
+        spec = self.spec
+        source = x if memory is None else memory
+        kv_shape = (spec.kv_heads, spec.head_dim)
+        q = Linear((spec.width,), (spec.heads, spec.head_dim), spec.bias, spec.stddev, name="query")(x)
+        k = Linear((spec.width,), kv_shape, spec.bias, spec.stddev, name="key")(source)
+        v = Linear((spec.width,), kv_shape, spec.bias, spec.stddev, name="value")(source)
+        if spec.qk_norm:
+            q = rms_norm(q, self.param("query_scale", nn.initializers.ones, (spec.head_dim,), jnp.float32))
+            k = rms_norm(k, self.param("key_scale", nn.initializers.ones, (spec.head_dim,), jnp.float32))
+        if spec.rotary_base is not None and memory is None:
+            positions = Tokens.arange(x.shape[1]).positions if tokens is None else tokens.positions
+            q, k = rotary(q, positions, spec.rotary_base), rotary(k, positions, spec.rotary_base)
+        kv_tokens = tokens if memory is None else memory_tokens
+        layer = None
+        if cache is not None:
+            layer, slots = cache
+            layer = layer.write(k, v, slots.used - x.shape[1])
+            k, v, kv_tokens = layer.keys.astype(q.dtype), layer.values.astype(q.dtype), slots.tokens
+        weight_key, output_key = (None, None) if key is None else jax.random.split(key)
+        out = attend(
+            q, k, v,
+            mask=self.mask, q_tokens=tokens, kv_tokens=kv_tokens, soft_cap=spec.soft_cap,
+            dropout=spec.dropout, dropout_key=weight_key, engine=spec.engine,
+        )  # fmt: skip
+        out = Linear(
+            (spec.heads, spec.head_dim), (spec.width,), spec.bias, spec.output_stddev, name="output"
+        )(out)
+        return dropout(out, spec.dropout, output_key), layer

@@ -1,0 +1,29 @@
+"""Token embeddings: looked up on the way in, and as the output projection on the way out."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+class Embedding(nn.Module):
+    """A table with one row per token (or position)."""
+
+    rows: int
+    width: int
+    stddev: float = 0.02
+
+    def setup(self) -> None:
+        """Names the table."""
+        self.table = self.param(
+            "table", nn.initializers.normal(self.stddev), (self.rows, self.width), jnp.float32
+        )
+
+    def __call__(self, tokens: Int[Array, "*batch"], dtype: jnp.dtype) -> Float[Array, "*batch width"]:
+        """Returns the rows of the tokens, clipped to the table."""
+        return jnp.take(self.table, tokens, axis=0, mode="clip").astype(dtype)
+
+    def attend(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch rows"]:
+        """Returns the products of x with every row, float32: the logits of a tied head."""
+        return jnp.matmul(x, self.table.astype(x.dtype).T, preferred_element_type=jnp.float32)
