@@ -1,7 +1,7 @@
 """The command ``headway``: what it understands, and what it prints.
 
-Results go to standard output, progress and messages to standard error. Exit codes: 0 done; 1 a bug (traceback);
-2 the user's input (one line); 3 stopped early but saved, run again to go on.
+Results go to standard output, progress and messages to standard error. Exit codes: 0 done; 1 a bug
+(traceback); 2 the user's input (one line); 3 stopped early but saved, run again to go on.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Train:
     workdir: str | None = None
     """Run directory; default: runs/NAME of the experiment."""
     profile: str | None = None
-    """Steps to profile, as FIRST:LAST; the trace goes to the run directory."""
+    """Steps to profile, as FIRST:END (END left out); the trace goes to profile/ in the run directory."""
     json: bool = False
     """Print the result as one JSON object."""
 
@@ -74,7 +74,7 @@ class Show:
     """Shows what an experiment or a run is and costs: description, parameters, FLOPs, shardings, memory."""
 
     workdir: str | None = None
-    """Run directory to look into; default: none for an experiment file."""
+    """Run directory of the experiment, to show as well."""
     json: bool = False
     """Print everything as one JSON object."""
 
@@ -162,9 +162,9 @@ def _overview() -> str:
             "",
             *lines,
             "",
-            "EXPERIMENT is a Python file with a function experiment(), such as experiments/gpt/quickstart.py; RUN is",
-            "the directory that training wrote. headway COMMAND --help lists a command's options, and headway train",
-            "EXPERIMENT --help every field of that experiment with its value.",
+            "EXPERIMENT is a Python file with a function experiment(): experiments/gpt/quickstart.py, say.",
+            "RUN is the directory that training wrote. headway COMMAND --help lists a command's options, and",
+            "headway train EXPERIMENT --help every field of that experiment with its value.",
         ]
     )
 
@@ -175,37 +175,48 @@ def _usage(name: str, command: Command) -> str:
 
 
 def _help(name: str, command: Command, rest: list[str]) -> str:
-    """Returns the options of a command, and the fields of the experiment with their values in the file named."""
+    """Returns the options of a command, and the experiment's fields with their values in the file named."""
+    parts = [f"usage: {_usage(name, command)}", "", _fields_help(command.options, flags=True)]
+    if command.overrides is None:
+        parts += _experiment_help(command, rest)
+    return "\n".join(parts)
+
+
+def _experiment_help(command: Command, rest: list[str]) -> list[str]:
     from research.training.description import load_experiment
     from research.training.experiment import Experiment
     from research.training.overrides import choices, override, split_options
 
-    parts = [f"usage: {_usage(name, command)}", "", _fields_help(command.options)]
-    if command.overrides is None:
-        targets, given = split_options(rest, flags={"json"})
-        experiment = load_experiment(targets[0]) if targets else Experiment(name="NAME")
-        own = {field.name for field in dataclasses.fields(command.options)}
-        experiment = override(experiment, {field: text for field, text in given.items() if field not in own})
-        values = f"of {targets[0]}" if targets else "of every experiment, which a file may set otherwise"
-        parts += [f"Fields of the experiment, each an option; the defaults are those {values}.", ""]
-        for option, current, kinds in choices(experiment):
-            parts.append(
-                f"  {option} {{{','.join(kinds)}}} (default: {current}; --help after it lists its fields)"
-            )
-        parts += ["", _fields_help(experiment)]
-    return "\n".join(parts)
+    targets, given = split_options(rest, flags={"json"})
+    experiment = load_experiment(targets[0]) if targets else Experiment(name="NAME")
+    own = {field.name for field in dataclasses.fields(command.options)}
+    experiment = override(experiment, {field: text for field, text in given.items() if field not in own})
+    values = f"those of {targets[0]}" if targets else "general; a file sets its own"
+    kinds = [
+        f"  {option} {{{','.join(names)}}}  (default: {current}; its fields: {option} KIND --help)"
+        for option, current, names in choices(experiment)
+    ]
+    return [
+        f"Every field of the experiment is an option. The defaults here are {values}.",
+        "",
+        *kinds,
+        "",
+        _fields_help(experiment, flags=False),
+    ]
 
 
-def _fields_help(description: Any) -> str:
-    """Returns the fields of a description with type, docstring and value."""
+def _fields_help(description: Any, *, flags: bool) -> str:
+    """Returns a description's fields with type, docstring and value; with ``flags``, booleans take none."""
     import tyro
 
     text = io.StringIO()
-    config = (tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff)
+    booleans = tyro.conf.FlagCreatePairsOff if flags else tyro.conf.FlagConversionOff
     with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
+        config = (tyro.conf.AvoidSubcommands, booleans)
         tyro.cli(type(description), default=description, args=["--help"], config=config)
-    # Its usage line knows neither the command nor the target.
-    return text.getvalue().partition("\n\n")[2]
+    # Its usage line knows neither the command nor the target, and --help would be there twice.
+    lines = text.getvalue().partition("\n\n")[2].splitlines()
+    return "\n".join(line.rstrip() for line in lines if not line.lstrip().startswith("-h, --help"))
 
 
 def _train(target: str, options: Train, overrides: Mapping[str, str]) -> None:

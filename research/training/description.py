@@ -91,8 +91,9 @@ def decode(declared: Any, value: Any, where: str) -> Any:
             if len(items) == len(value):
                 pairs = enumerate(zip(items, value, strict=True))
                 return tuple(decode(item, element, f"{where}[{i}]") for i, (item, element) in pairs)
-        elif member is float and type(value) in (int, float) and math.isfinite(value):
-            return float(value)
+        elif member is float:
+            if type(value) in (int, float) and math.isfinite(value):
+                return float(value)
         elif type(value) is member or (origin is Literal and type(value) is str and value in arguments):
             return value
     suggestion = _did_you_mean(value, _words(declared)) if isinstance(value, str) else ""
@@ -103,6 +104,8 @@ def decode(declared: Any, value: Any, where: str) -> Any:
 def _decode_object(admitted: dict[str, type], value: Mapping[str, Any], where: str) -> Any:
     fields = dict(value)
     name = fields.pop("kind", next(iter(admitted)) if len(admitted) == 1 else None)
+    if name is None:
+        raise UserError(f"{where}: its kind is missing; choose from {', '.join(admitted)}")
     if name not in admitted:
         raise UserError(f"{where}: unknown kind {name!r}{nearest(str(name), admitted)}")
     cls = admitted[name]
