@@ -27,8 +27,8 @@ class TokenStream:
       bytes: length of the text in UTF-8 bytes.
     """
 
-    tokens: Integer[np.ndarray, "tokens"]
-    starts: Int64[np.ndarray, "documents"]
+    tokens: Integer[np.ndarray, " tokens"]
+    starts: Int64[np.ndarray, " documents"]
     bytes: int
 
     def __len__(self) -> int:

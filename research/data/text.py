@@ -14,7 +14,7 @@ if (
     TYPE_CHECKING
 ):  # imported where they are used: a description must not cost the start-up time of its libraries
     from research.data.builder import NamedDataset
-    from research.data.documents import Corpus, Document, LocalSource
+    from research.data.documents import Corpus, LocalSource
     from research.data.stream import TokenStream
     from research.data.tokenizer import Tokenizer
 
