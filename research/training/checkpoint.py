@@ -1,0 +1,352 @@
+"""Checkpoints by Orbax: written atomically, in the background, restored onto any mesh.
+
+A checkpoint holds the state, the data iterator's state, a record (format, experiment, versions of the
+packages, the loop's own counters) and, where the step was evaluated, its validation metrics. Beside them lies
+a manifest of sizes and checksums: what a crash of the machine truncated is found out before it is restored.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import jax
+
+from research.errors import UserError
+from research.training.run_directory import RunDirectory, ranking, write_atomically
+
+if TYPE_CHECKING:
+    import grain
+    import orbax.checkpoint as ocp
+
+    from research.training.experiment import Checkpointing
+
+FORMAT = 1
+"""Version of the format; a reader refuses a newer one."""
+
+_MANIFEST = "manifest.json"
+_PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "headway")
+_CHUNK = 1 << 22
+
+# What a disk may refuse; TensorStore passes it on as text.
+_DISK_ERRORS = tuple(
+    os.strerror(number)
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+)
+
+Tree = TypeVar("Tree")
+
+
+class Restored(NamedTuple):
+    """What a checkpoint gives back to the loop."""
+
+    step: int
+    """Step it was saved at."""
+    state: Any
+    """The state, on the mesh asked for."""
+    record: dict[str, Any]
+    """What was saved beside it."""
+
+
+class Checkpoints:
+    """Checkpoints of a run that is training: saves in the background, keeps what the policy says.
+
+    Args:
+      directory: the run directory, claimed.
+      policy: what to keep.
+    """
+
+    def __init__(self, directory: RunDirectory, policy: Checkpointing) -> None:
+        self._directory = directory
+        self._saving: int | None = None
+        self._manager = _manager(directory, policy, self._write_manifest)
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.wait()
+        elif issubclass(kind, KeyboardInterrupt):
+            return  # at once: an unfinished save is dropped by the next run
+        try:
+            self._manager.close()
+        except Exception:
+            if kind is None:
+                raise
+
+    def save(
+        self,
+        step: int,
+        state: Any,
+        batches: grain.DatasetIterator | grain.DataLoaderIterator,
+        record: Mapping[str, Any],
+        metrics: Mapping[str, float],
+    ) -> None:
+        """Starts to save; returns as soon as the state has been copied, so that its buffers may be donated.
+
+        Args:
+          step: the step that the state is the result of.
+          state: pytree of arrays.
+          batches: the data iterator, exactly ``step`` batches on.
+          record: what to keep beside the arrays, as JSON.
+          metrics: validation metrics of this very state; empty if it was not evaluated.
+
+        Raises:
+          UserError: this save, or the one before, failed for want of space or rights.
+        """
+        import grain
+        import orbax.checkpoint as ocp
+
+        self.wait()
+        record = {"format": FORMAT, "step": step, "versions": versions(), **record}
+        items = ocp.args.Composite(
+            state=ocp.args.PyTreeSave(state),
+            batches=grain.checkpoint.CheckpointSave(batches),
+            record=ocp.args.JsonSave(record),
+        )
+        self._saving = step
+        self._guard(lambda: self._manager.save(step, args=items, metrics=dict(metrics) or None, force=True))
+
+    def check(self) -> None:
+        """Raises the error of a save that failed in the background; ``UserError`` if it is the disk's."""
+        self._guard(self._manager.check_for_errors)
+
+    def wait(self) -> None:
+        """Waits until what is being saved is safe; raises as ``check`` does."""
+        self._guard(self._manager.wait_until_finished)
+
+    def restore_newest(
+        self,
+        abstract_state: Any,
+        batches: grain.DatasetIterator | grain.DataLoaderIterator,
+        note: Callable[[str], None],
+    ) -> Restored | None:
+        """Restores the newest checkpoint that is whole, moving damaged ones aside.
+
+        Args:
+          abstract_state: pytree of ``jax.ShapeDtypeStruct`` with shardings.
+          batches: data iterator to set; on return it gives the batch after the restored step.
+          note: told, in a line, about every damaged checkpoint.
+
+        Returns:
+          What was restored; None if there is no whole checkpoint.
+
+        Raises:
+          UserError: the newest whole checkpoint is of a newer format, or does not fit.
+        """
+        steps = self._directory.steps()
+        for step in reversed(steps):
+            flaw = damage(self._directory, step)
+            if flaw is None:
+                return restore(self._directory, abstract_state, step, batches, verified=True)
+            note(f"checkpoint {step} is damaged ({flaw}): falling back to the one before")
+            self._set_aside(step)
+        if steps:
+            note("no checkpoint is whole: starting from the beginning")
+        return None
+
+    def _set_aside(self, step: int) -> None:
+        """Moves a damaged checkpoint away: training will come to its step again and needs the name."""
+        folder = self._directory.path / "damaged"
+        folder.mkdir(exist_ok=True)
+        names = (f"{step}" if not i else f"{step}-{i}" for i in range(1000))
+        target = next(folder / name for name in names if not (folder / name).exists())
+        (self._directory.checkpoints / str(step)).rename(target)
+        self._manager.reload()
+
+    def _write_manifest(self) -> None:
+        """Called by Orbax, in its thread, when all is written but not yet committed (renamed)."""
+        name = str(self._saving)
+        folders = (self._directory.checkpoints / name, *self._directory.checkpoints.glob(f"{name}.*tmp*"))
+        folder = next(folder for folder in folders if folder.is_dir())
+        for _, path in _files(folder).values():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+        write_atomically(folder / _MANIFEST, json.dumps(dict(_fingerprints(folder)), indent=1))
+
+    def _guard(self, action: Callable[[], Any]) -> None:
+        """Turns errors of the disk into one line."""
+        try:
+            action()
+        except Exception as error:
+            reason = _disk_error(error)
+            if reason is None:
+                raise
+            good = [step for step in self._directory.steps() if step != self._saving]
+            last = (
+                f"the last good checkpoint is step {good[-1]}" if good else "there is no checkpoint before it"
+            )
+            raise UserError(
+                f"cannot save step {self._saving} in {self._directory.path}: {reason}; {last};"
+                " make room and run the same command again"
+            ) from error
+
+
+def restore(
+    directory: RunDirectory,
+    abstract_state: Tree,
+    step: int,
+    batches: grain.DatasetIterator | grain.DataLoaderIterator | None = None,
+    *,
+    verified: bool = False,
+) -> Restored:
+    """Restores one checkpoint, or the part of it that ``abstract_state`` has (the parameters alone, say).
+
+    Args:
+      directory: the run directory.
+      abstract_state: pytree of ``jax.ShapeDtypeStruct`` with shardings; they decide where the arrays lie,
+        whatever mesh they were saved from.
+      step: the checkpoint.
+      batches: data iterator to set, if any.
+      verified: whether the files have been checked already.
+
+    Raises:
+      UserError: the checkpoint is damaged, is of a newer format, does not fit ``abstract_state``, or
+        was written by another number of processes (when ``batches`` is to be set).
+    """
+    import grain
+    import orbax.checkpoint as ocp
+
+    _silence()
+    folder = directory.checkpoints / str(step)
+    if not verified and (flaw := damage(directory, step)):
+        raise UserError(f"checkpoint {step} of {directory.path} is damaged ({flaw})")
+    record = directory.checkpoint_record(step)
+    if record["format"] > FORMAT:
+        raise UserError(
+            f"checkpoint {step} of {directory.path} has format {record['format']}, written by headway"
+            f" {record['versions'].get('headway')}: this version reads up to {FORMAT}, upgrade headway"
+        )
+    items: dict[str, ocp.args.CheckpointArgs] = {
+        "state": ocp.args.PyTreeRestore(
+            abstract_state,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(abstract_state),
+            partial_restore=True,
+        )
+    }
+    if batches is not None:
+        name = f"process_{jax.process_index()}-of-{jax.process_count()}.json"
+        if not (folder / "batches" / name).exists():
+            raise UserError(
+                f"checkpoint {step} of {directory.path} was written by another number of processes"
+            )
+        items["batches"] = grain.checkpoint.CheckpointRestore(batches)
+    try:
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+            restored = reader.restore(folder.absolute(), args=ocp.args.Composite(**items))
+    except (ValueError, KeyError, OSError) as error:
+        raise UserError(_misfit(directory, record, error)) from error
+    return Restored(step, restored["state"], record)
+
+
+def damage(directory: RunDirectory, step: int) -> str | None:
+    """Returns what is wrong with the files of a checkpoint; None if they are as they were written."""
+    folder = directory.checkpoints / str(step)
+    try:
+        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return f"{_MANIFEST} is missing"
+    except ValueError:
+        return f"{_MANIFEST} is not JSON"
+    found = {name: size for name, (size, _) in _files(folder).items()}
+    for name, (size, _) in manifest.items():
+        if name not in found:
+            return f"{name} is missing"
+        if found[name] != size:
+            return f"{name} has {found[name]} bytes instead of {size}"
+    for name, fingerprint in _fingerprints(folder):
+        if name in manifest and fingerprint != manifest[name]:
+            return f"{name} has been altered"
+    return None
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of Python and of the packages that a checkpoint depends on."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _manager(
+    directory: RunDirectory, policy: Checkpointing, committed: Callable[[], None]
+) -> ocp.CheckpointManager:
+    import orbax.checkpoint as ocp
+
+    _silence()
+    managers = ocp.checkpoint_managers
+    # BestN keeps the last in order: the lowest loss.
+    keep: list[managers.PreservationPolicy] = [
+        managers.LatestN(policy.keep_last),
+        managers.BestN(get_metric_fn=ranking, reverse=True, n=1, keep_checkpoints_without_metrics=False),
+    ]
+    if policy.keep_every:
+        keep.append(managers.EveryNSteps(policy.keep_every))
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=managers.AnyPreservationPolicy(keep),
+        cleanup_tmp_directories=True,
+        async_options=ocp.AsyncOptions(post_finalization_callback=committed),
+    )
+    return ocp.CheckpointManager(directory.checkpoints.absolute(), options=options)
+
+
+def _files(folder: Path) -> dict[str, tuple[int, Path]]:
+    """Returns size and path of every file of a checkpoint, but for those written after the manifest."""
+    later = (_MANIFEST, f"{_MANIFEST}.tmp", "_CHECKPOINT_METADATA", "commit_success.txt")
+    return {
+        path.relative_to(folder).as_posix(): (path.stat().st_size, path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not (path.parent == folder and path.name in later)
+    }
+
+
+def _fingerprints(folder: Path) -> Iterator[tuple[str, list[int]]]:
+    """Yields name, and size in bytes with CRC-32, of every file of a checkpoint."""
+    for name, (size, path) in _files(folder).items():
+        checksum = 0
+        with open(path, "rb") as file:
+            while chunk := file.read(_CHUNK):
+                checksum = zlib.crc32(chunk, checksum)
+        yield name, [size, checksum]
+
+
+def _misfit(directory: RunDirectory, record: Mapping[str, Any], error: Exception) -> str:
+    """Returns the line for a checkpoint that cannot be read, with the versions that changed."""
+    now = versions()
+    changed = [
+        f"{name} {was} -> {now.get(name)}" for name, was in record["versions"].items() if now.get(name) != was
+    ]
+    since = f" (changed since it was written: {', '.join(changed)})" if changed else ""
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return f"checkpoint {record['step']} of {directory.path} does not fit: {reason}{since}"
+
+
+def _disk_error(error: BaseException) -> str | None:
+    """Returns what the disk refused, looking through wrapping errors; None if it is something else."""
+    seen: BaseException | None = error
+    while seen is not None:
+        for text in _DISK_ERRORS:
+            if text in str(seen):
+                return text
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+def _silence() -> None:
+    """Keeps Orbax from logging tracebacks of errors that it also raises: the user gets one line."""
+    logging.getLogger("absl").setLevel(logging.CRITICAL)

@@ -1,0 +1,264 @@
+"""The training loop: drives a program, whatever its step computes, and keeps what it has reached.
+
+It knows nothing of models or optimizers. The step at hand is never waited for: what step k measured is
+fetched when step k+1 has been dispatched, so the device always has work.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from research.errors import NonFiniteError, StoppedError, UserError
+from research.training.checkpoint import Checkpoints
+from research.training.interrupt import Interrupt
+from research.training.metrics import MetricsWriter, Stopwatch, Window
+from research.training.progress import Display
+from research.training.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    from research.training.experiment import Experiment
+    from research.training.program import Program
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a finished run hands back."""
+
+    state: Any
+    """The final state, on the program's mesh."""
+    step: int
+    """Steps taken, over all sessions."""
+    validation: dict[str, float]
+    """Validation metrics of the final state."""
+    seconds: float
+    """Wall-clock seconds in the loop, over all sessions."""
+    tokens_per_second: float
+    """Mean over this session, without compilation, evaluation and saving; 0 for less than two steps."""
+
+
+def train(
+    program: Program,
+    experiment: Experiment,
+    directory: RunDirectory,
+    *,
+    display: Display,
+    profile: tuple[int, int] | None = None,
+) -> Outcome:
+    """Trains to ``experiment.steps``, from the newest checkpoint of the run if it has one.
+
+    Metrics go to metrics.jsonl every ``log_every`` steps: "train/..." are means over the steps since the line
+    before (but the learning rate: its last value); tokens_per_second and model_flops_per_second (causal
+    attention in full, and halved) leave out compilation, evaluation and saving; seconds is wall-clock time in
+    the loop, over all sessions. Rows with "valid/..." are evaluations.
+
+    Args:
+      program: what to run.
+      experiment: steps, and when to evaluate, save and log.
+      directory: the run directory, claimed.
+      display: shows progress.
+      profile: (first, end): steps first to end - 1 are traced into the run directory's folder profile/.
+
+    Raises:
+      NonFiniteError: loss or gradient of a step was not finite; its batch is saved, its update not applied.
+      StoppedError: SIGTERM or Ctrl-C; everything is saved.
+      UserError: the disk is full, or the checkpoint to go on from does not fit.
+    """
+    with Checkpoints(directory, experiment.checkpointing) as checkpoints, Interrupt() as interrupt:
+        loop = _Loop(program, experiment, directory, display, checkpoints, interrupt, profile)
+        try:
+            with jax.transfer_guard("disallow"):
+                loop.run()
+            return loop.outcome()
+        finally:
+            loop.close()
+
+
+class _Loop:
+    """One session of training: the variables that change from step to step."""
+
+    def __init__(
+        self,
+        program: Program,
+        experiment: Experiment,
+        directory: RunDirectory,
+        display: Display,
+        checkpoints: Checkpoints,
+        interrupt: Interrupt,
+        profile: tuple[int, int] | None,
+    ) -> None:
+        self.program, self.experiment, self.directory = program, experiment, directory
+        self.display, self.checkpoints, self.interrupt = display, checkpoints, interrupt
+        self.batches = program.batches()
+        restored = checkpoints.restore_newest(program.abstract_state, self.batches, display.note)
+        record = restored.record if restored else {}
+        self.step = self.first = self.saved = restored.step if restored else 0
+        self.state = restored.state if restored else program.init()
+        self.profile = _profile_window(profile, self.step, experiment.steps)
+        self.window = Window(record.get("window"))
+        self.seconds_before: float = record.get("seconds", 0.0)
+        self.started = time.monotonic()
+        self.validation: tuple[int, dict[str, float]] = (self.step, self._validation_there())
+        self.writer = MetricsWriter(directory, self.step)
+        self.pending: tuple[int, dict[str, np.ndarray], dict[str, jax.Array]] | None = None
+        self.watch = Stopwatch()
+        self.logged: tuple[int, float] = (self.step, 0.0)  # step and training seconds at the last line
+        self.warm = self.step + 1  # the step that compiles: clocks start when it is done
+        if restored:
+            display.note(f"resumed from step {self.step}")
+        display.begin(
+            self.step,
+            experiment.steps,
+            program.tokens_per_step,
+            program.flops_per_step,
+            program.flops_per_step_causal,
+        )
+
+    def run(self) -> None:
+        """Steps until the end, a signal, or an error."""
+        program, last = self.program, self.experiment.steps
+        while self.step < last and self.interrupt.received is None:
+            if self.profile and self.step + 1 == self.profile[0]:
+                self._settle()
+                jax.profiler.start_trace(str(self.directory.path / "profile"))
+            batch = next(self.batches)
+            self.state, metrics = program.step(self.state, program.place(batch))
+            self.step += 1
+            before, self.pending = self.pending, (self.step, batch, metrics)
+            if before:
+                self._collect(*before)
+            self._after_step()
+        self._settle()
+        if self.step < last:
+            self._save({})
+            self.checkpoints.wait()
+            raise StoppedError(
+                f"stopped by {self.interrupt.received} at step {self.step} of {last}; saved in"
+                f" {self.directory.path}: the same command goes on from there"
+            )
+        if self.validation[0] != self.step or not self.validation[1]:
+            self._evaluate()
+        if self.saved != self.step:
+            self._save(self.validation[1])
+
+    def outcome(self) -> Outcome:
+        """Waits for the last save and sums up."""
+        self.checkpoints.wait()
+        timed = self.step - self.warm
+        rate = timed * self.program.tokens_per_step / self.watch.seconds() if timed > 0 else 0.0
+        return Outcome(self.state, self.step, self.validation[1], self._seconds(), rate)
+
+    def close(self) -> None:
+        """Closes files, the trace and the display."""
+        if self.profile and self.profile[0] <= self.step < self.profile[1] - 1:
+            jax.profiler.stop_trace()
+        self.writer.close()
+        self.display.close()
+
+    def _after_step(self) -> None:
+        """What falls due at some steps only."""
+        step, experiment = self.step, self.experiment
+        evaluate = step % experiment.evaluation.every == 0 or step == experiment.steps
+        save = step % experiment.checkpointing.every == 0 or step == experiment.steps
+        traced = self.profile is not None and step == self.profile[1] - 1
+        if not (evaluate or save or traced):
+            return
+        self._settle()
+        if traced:
+            jax.profiler.stop_trace()
+        if evaluate:
+            self._evaluate()
+        if save:
+            self._save(self.validation[1] if evaluate else {})
+
+    def _settle(self) -> None:
+        """Waits for the step at hand and takes in its metrics."""
+        if self.pending:
+            before, self.pending = self.pending, None
+            self._collect(*before)
+
+    def _collect(self, step: int, batch: dict[str, np.ndarray], metrics: dict[str, jax.Array]) -> None:
+        """Takes in the metrics of a step, waiting for it to be done."""
+        values = {name: value.item() for name, value in jax.device_get(metrics).items()}
+        if not values.pop("ok", True):
+            self._not_finite(step, batch)
+        self.window.add(values)
+        if step == self.warm:
+            self.writer.open_events()
+            self.watch = Stopwatch()
+            self.logged = (step, 0.0)
+        seconds = self.watch.seconds()
+        self.display.update(step, values["train/loss"], seconds)
+        if step % self.experiment.log_every == 0 or step == self.experiment.steps:
+            self._log(step, seconds)
+
+    def _log(self, step: int, seconds: float) -> None:
+        """Writes a line of metrics."""
+        (since, then), self.logged = self.logged, (step, seconds)
+        row = self.window.take()
+        if step > since and seconds > then:
+            rate = (step - since) / (seconds - then)
+            row["tokens_per_second"] = rate * self.program.tokens_per_step
+            row["model_flops_per_second"] = rate * self.program.flops_per_step
+            row["model_flops_per_second_causal"] = rate * self.program.flops_per_step_causal
+        row["seconds"] = self._seconds()
+        self.writer.write(step, row)
+        self.checkpoints.check()
+
+    def _evaluate(self) -> None:
+        """Evaluates the state at hand."""
+        with self.watch.paused(), jax.transfer_guard("allow"):
+            metrics = self.program.evaluate(self.state)
+            self.validation = (self.step, metrics)
+            self.writer.write(self.step, {**metrics, "seconds": self._seconds()})
+            self.display.evaluation(self.step, metrics)
+
+    def _save(self, validation: dict[str, float]) -> None:
+        """Starts to save the state at hand, unless it is saved already."""
+        if self.saved == self.step:
+            return
+        with self.watch.paused(), jax.transfer_guard("allow"):
+            record = {
+                "experiment": self.directory.description(),
+                "window": self.window.to_json(),
+                "seconds": self._seconds(),
+            }
+            self.checkpoints.save(self.step, self.state, self.batches, record, validation)
+            self.writer.flush()
+            self.saved = self.step
+
+    def _not_finite(self, step: int, batch: dict[str, np.ndarray]) -> None:
+        """Saves the bad batch and raises. The state is that before the step: later steps were no-ops."""
+        with jax.transfer_guard("allow"):
+            path = self.program.diagnose(self.state, self.program.place(batch))
+            process = f"-process{jax.process_index()}" if jax.process_count() > 1 else ""
+            file = self.directory.path / f"batch-step{step}{process}.npz"
+            with contextlib.suppress(OSError):  # the error below matters more
+                np.savez(file, **batch)
+        raise NonFiniteError(step, path, str(file))
+
+    def _validation_there(self) -> dict[str, float]:
+        """Returns the validation metrics of the restored step, if the run has them."""
+        for row in self.directory.rows():
+            found = {name: value for name, value in row.items() if name.startswith("valid/")}
+            if row["step"] == self.step and found:
+                return found
+        return {}
+
+    def _seconds(self) -> float:
+        return self.seconds_before + time.monotonic() - self.started
+
+
+def _profile_window(profile: tuple[int, int] | None, step: int, steps: int) -> tuple[int, int] | None:
+    """Returns the window; ``UserError`` if the steps to come do not hold it."""
+    if profile and not step < profile[0] < profile[1] <= steps + 1:
+        raise UserError(
+            f"--profile {profile[0]}:{profile[1]} is no window of the steps to come: choose FIRST:END with"
+            f" {step} < FIRST < END <= {steps + 1}"
+        )
+    return profile

@@ -1,0 +1,170 @@
+"""A program that is no language model: linear regression by gradient descent. As a script, a process to kill.
+
+It has what a GPT's program has (a sharded state, a donated step, a Grain iterator, an evaluation), and nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from research.errors import StoppedError, UserError
+from research.training import loop, run_directory
+from research.training.experiment import Checkpointing, Evaluation, Experiment
+from research.training.progress import Display
+
+WIDTH = 64
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["params", "momentum", "step", "ok"], meta_fields=[]
+)
+@dataclasses.dataclass(frozen=True)
+class State:
+    params: dict[str, Any]
+    momentum: dict[str, Any]
+    step: Any
+    ok: Any
+
+
+def example(index: int) -> dict[str, np.ndarray]:
+    """One example, a function of its index alone."""
+    random = np.random.default_rng(index)
+    x = random.normal(size=WIDTH).astype(np.float32)
+    return {"x": x, "y": np.float32(x.sum() + random.normal())}
+
+
+def build(
+    devices: int = 1, bad_step: int | None = None, pause: float = 0.0, width: int = WIDTH
+) -> SimpleNamespace:
+    """A program over ``devices``; the batch of ``bad_step`` holds a NaN; ``pause`` is spent on every batch."""
+    mesh = jax.make_mesh((devices,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows, whole = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
+    vector = {
+        "w": jax.ShapeDtypeStruct((width,), jnp.float32, sharding=rows),
+        "b": _scalar(jnp.float32, whole),
+    }
+    abstract = State(vector, dict(vector), _scalar(jnp.int32, whole), _scalar(jnp.bool_, whole))
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+
+    def init() -> State:
+        zeros = {"w": jnp.zeros(width), "b": jnp.zeros(())}
+        return State(zeros, jax.tree.map(jnp.copy, zeros), jnp.int32(0), jnp.bool_(True))
+
+    def loss_of(params: dict[str, Any], batch: dict[str, Any]) -> Any:
+        return jnp.mean((batch["x"] @ params["w"] + params["b"] - batch["y"]) ** 2)
+
+    def step(state: State, batch: dict[str, Any]) -> tuple[State, dict[str, Any]]:
+        loss, gradient = jax.value_and_grad(loss_of)(state.params, batch)
+        ok = state.ok & jnp.isfinite(loss)
+        momentum = jax.tree.map(lambda m, g: 0.9 * m + g, state.momentum, gradient)
+        params = jax.tree.map(lambda p, m: p - 0.003 * m, state.params, momentum)
+        new = State(params, momentum, state.step + 1, ok)
+        new = jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, dataclasses.replace(state, ok=ok))
+        rate = 0.003 * (1.0 + state.step.astype(jnp.float32))
+        return new, {"train/loss": loss, "train/learning_rate": rate, "ok": ok}
+
+    def batches() -> grain.DatasetIterator:
+        def corrupt(index: int) -> dict[str, np.ndarray]:
+            if pause and index % 8 == 0:
+                time.sleep(pause)
+            found = example(index)
+            if bad_step and index // 8 == bad_step - 1:
+                found["x"][3] = np.nan
+            return found
+
+        return iter(grain.MapDataset.range(10**9).map(corrupt).batch(8).to_iter_dataset(_reads()))
+
+    def evaluate(state: State) -> dict[str, float]:
+        error = float(jnp.mean((state.params["w"] - 1.0) ** 2))
+        return {"valid/loss": error, "valid/bits_per_byte": 2 * error}
+
+    def diagnose(state: State, batch: dict[str, Any]) -> str:
+        return "batch/x" if bool(jnp.any(jnp.isnan(batch["x"]))) else "params/w"
+
+    return SimpleNamespace(
+        mesh=mesh,
+        abstract_state=abstract,
+        init=jax.jit(init, out_shardings=shardings),
+        step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)),
+        batches=batches,
+        place=lambda batch: jax.device_put(batch, rows),
+        evaluate=evaluate,
+        diagnose=diagnose,
+        tokens_per_step=8,
+        flops_per_step=100.0,
+        flops_per_step_causal=50.0,
+    )
+
+
+def experiment(
+    steps: int = 20, save: int = 5, evaluate: int = 10, log: int = 2, **kept: int | None
+) -> Experiment:
+    """An experiment of so many steps; the model in it is not used."""
+    return Experiment(
+        name="regression",
+        steps=steps,
+        evaluation=Evaluation(every=evaluate),
+        checkpointing=Checkpointing(every=save, **kept),
+        log_every=log,
+    )
+
+
+def run(path: Path, program: Any, description: Experiment, **options: Any) -> loop.Outcome:
+    """Claims the directory and trains, as the command does."""
+    with run_directory.claim(path, dataclasses.asdict(description)) as directory:
+        return loop.train(program, description, directory, **{"display": Display(), **options})
+
+
+def _scalar(dtype: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((), dtype, sharding=sharding)
+
+
+def _reads() -> grain.ReadOptions:
+    return grain.ReadOptions(num_threads=0)
+
+
+def main() -> int:
+    """Trains in a process of its own and exits as the command does."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("path", type=Path)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--save", type=int, default=5)
+    parser.add_argument("--devices", type=int, default=1)
+    parser.add_argument("--pause", type=float, default=0.0)
+    parser.add_argument("--limit", type=int, default=0, help="largest file, in bytes")
+    parser.add_argument("--width", type=int, default=WIDTH)
+    arguments = parser.parse_args()
+    if arguments.devices > 1:
+        jax.config.update("jax_num_cpu_devices", arguments.devices)
+    if arguments.limit:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (arguments.limit, arguments.limit))
+    try:
+        program = build(arguments.devices, pause=arguments.pause, width=arguments.width)
+        outcome = run(
+            arguments.path, program, experiment(arguments.steps, arguments.save), display=Display(every=0.0)
+        )
+    except (UserError, StoppedError) as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    total = float(np.asarray(outcome.state.params["w"]).sum())
+    print(f"w {total.hex()} steps {outcome.step}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
