@@ -25,11 +25,9 @@ PEAK_BF16 = {
 
 def matmul_parameters(model: GPT) -> int:
     """Returns the number of weights in matrix products: all matrices and the head, no look-up tables."""
-    head_width = model.width // model.heads
-    key_value_width = head_width * (model.kv_heads or model.heads)
-    hidden = model.feed_forward_width or 4 * model.width
+    key_value_width = model.head_dim * (model.heads if model.kv_heads is None else model.kv_heads)
     attention = 2 * model.width * model.width + 2 * model.width * key_value_width
-    feed_forward = (3 if model.feed_forward == "swiglu" else 2) * model.width * hidden
+    feed_forward = (3 if model.feed_forward == "swiglu" else 2) * model.width * model.hidden
     return model.layers * (attention + feed_forward) + model.width * model.vocabulary
 
 

@@ -40,7 +40,11 @@ def alternatives(declared: Any) -> tuple[Any, ...]:
 
 def classes(declared: Any) -> dict[str, type]:
     """Returns the description classes a field admits, by kind; empty for a plain value."""
-    return {kind(member): member for member in alternatives(declared) if dataclasses.is_dataclass(member)}
+    return {kind(member): member for member in alternatives(declared) if _is_description(member)}
+
+
+def _is_description(declared: Any) -> bool:
+    return isinstance(declared, type) and dataclasses.is_dataclass(declared)
 
 
 @functools.cache
@@ -110,14 +114,13 @@ def _decode_object(admitted: dict[str, type], value: Mapping[str, Any], where: s
         raise UserError(f"{where}: unknown kind {name!r}{nearest(str(name), admitted)}")
     cls = admitted[name]
     declared = field_types(cls)
-    for field in fields:
-        if field not in declared:
-            raise UserError(f"{where}: no field {field!r}{nearest(field, declared)}")
+    for unknown in fields.keys() - declared.keys():
+        raise UserError(f"{where}: no field {unknown!r}{nearest(unknown, declared)}")
     for field in dataclasses.fields(cls):
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and field.name not in fields:
             raise UserError(f"{where}: field {field.name!r} is missing")
-    return cls(**{field: decode(declared[field], item, f"{where}.{field}") for field, item in fields.items()})
+    return cls(**{name: decode(declared[name], item, f"{where}.{name}") for name, item in fields.items()})
 
 
 def _did_you_mean(name: str, choices: list[str]) -> str:
@@ -147,7 +150,7 @@ def expected(declared: Any) -> str:
             return "one of " + ", ".join(map(str, typing.get_args(member)))
         if typing.get_origin(member) is tuple:
             return "a list"
-        return f"{kind(member)!r}" if dataclasses.is_dataclass(member) else names.get(member, str(member))
+        return f"{kind(member)!r}" if _is_description(member) else names.get(member, str(member))
 
     return " or ".join(map(word, alternatives(declared)))
 

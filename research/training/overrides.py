@@ -56,7 +56,7 @@ def leaves(description: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
     A field that admits several classes comes before the fields of the class it holds; its value is a kind.
     """
-    for field, declared in field_types(type(description)).items():
+    for field, declared in field_types(description.__class__).items():
         value = getattr(description, field)
         if not classes(declared) or len(alternatives(declared)) > 1:
             yield prefix + field, declared
