@@ -12,11 +12,11 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from research.data.cache import build_once, cache_directory, content_hash
-from research.data.documents import Corpus, Document, LocalSource
+from research.data.documents import Corpus, Document, LocalSource, Source
 from research.errors import UserError, nearest
 
 
-class Documents(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class Documents(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """Documents of a local source, in their order, as one TFDS data set with the split "train"."""
 
     VERSION = tfds.core.Version("1.0.0")
@@ -58,7 +58,7 @@ class _Records:
 
 
 def local_corpus(source: LocalSource) -> Corpus:
-    """Returns the documents of ``source``, from its TFDS copy in the cache, which is made first if need be."""
+    """Returns the documents of ``source``, from its TFDS copy in the cache, made first if need be."""
     key = content_hash("documents", 1, source.name, source.fingerprint())
     directory = cache_directory() / "sources" / key
     build_once(directory, lambda d: _prepare(Documents(source=source, data_dir=d)))
@@ -68,7 +68,7 @@ def local_corpus(source: LocalSource) -> Corpus:
 
 
 @dataclasses.dataclass(frozen=True)
-class NamedDataset:
+class NamedDataset(Source):
     """A data set of the TFDS catalogue, in TFDS's own data directory (``$TFDS_DATA_DIR``)."""
 
     name: str

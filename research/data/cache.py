@@ -29,8 +29,8 @@ def content_hash(*parts: object) -> str:
 def build_once(directory: Path, build: Callable[[Path], None]) -> Path:
     """Returns ``directory``, first filling it with ``build(temporary directory)`` unless it exists.
 
-    The temporary directory is renamed into place when it is complete, so a crash leaves nothing half-made, and of
-    several processes building the same thing at once the first to finish wins.
+    The temporary directory is renamed into place when it is complete, so a crash leaves nothing half-made,
+    and of several processes building the same thing at once the first to finish wins.
 
     Raises:
       UserError: the directory cannot be written.

@@ -8,26 +8,25 @@ import glob
 import gzip
 import json
 import lzma
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any
 
-from research.data.documents import Document
+from research.data.documents import Document, LocalSource
 from research.errors import UserError, nearest
 
-_OPENERS = {".gz": gzip.open, ".xz": lzma.open}
+_OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
 
 
 @dataclasses.dataclass(frozen=True)
-class TextFiles:
+class TextFiles(LocalSource):
     """The files that ``path`` names; each is a document, or one per line of a ``.jsonl``."""
 
     path: str
     """A file, a directory (every file below it), or a glob (``**`` goes any depth)."""
     field: str = "text"
     """Field that holds the text in JSON lines."""
-    name: str = "files"
-    """Name in messages."""
+    name = "files"
 
     def fingerprint(self) -> list[object]:
         """Returns the field, and name, size and modification time of each file."""
@@ -59,7 +58,7 @@ class TextFiles:
         """Yields the documents; files without text are left out.
 
         Raises:
-          UserError: a file cannot be read, is not UTF-8, or is not valid JSON lines; or there is no text at all.
+          UserError: a file cannot be read, is not UTF-8 or not valid JSON lines; or there is no text at all.
         """
         empty = True
         for key, file in self.files():
@@ -75,7 +74,7 @@ class TextFiles:
         jsonl = file.name.removesuffix(compression).endswith(".jsonl")
         opener = _OPENERS.get(compression, open)
         try:
-            with cast(BinaryIO, opener(file, "rb")) as stream:
+            with opener(file, "rb") as stream:
                 if not jsonl:
                     yield {"path": key, "text": _decode(stream.read(), file)}
                     return

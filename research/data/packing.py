@@ -1,7 +1,7 @@
 """Batches: rows of a token stream as fixed-length arrays, with segments and positions, in a seeded order.
 
-A batch is the record of random access: batch i depends on (seed, i) alone, so any position can be restored at once,
-and the order does not depend on how many processes or threads read.
+A batch is the record of random access: batch i depends on (seed, i) alone, so any position can be restored
+at once, and the order does not depend on how many processes or threads read.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import TypedDict, cast
 
 import grain
 import numpy as np
@@ -37,19 +37,20 @@ class Batch(TypedDict):
 class TrainSource(grain.sources.RandomAccessDataSource[Batch]):
     """Endless training batches.
 
-    In epoch e the stream is cut into rows at offset(seed, e) + r * length, the offset being in [0, length), and the
-    rows come in the order of a permutation drawn from (seed, e). Every epoch has the same number of rows; batches go
-    on across the border between epochs.
+    In epoch e the stream is cut into rows at offset(seed, e) + r * length, the offset being in [0, length),
+    and the rows come in the order of a permutation drawn from (seed, e). Every epoch has the same number of
+    rows; batches go on across the border between epochs.
     """
 
     def __init__(self, stream: TokenStream, *, length: int, batch: int, seed: int, rows: slice) -> None:
-        """``rows``: which of a batch's rows this process gets; UserError if the stream is too small for a batch."""
+        """``rows``: the rows of a batch that this process gets; UserError if the stream is too small."""
         self._stream, self._length, self._batch, self._seed, self._rows = stream, length, batch, seed, rows
         self.rows_per_epoch = (len(stream) - (length - 1)) // length
         if self.rows_per_epoch < batch:
             raise UserError(
-                f"too little training text: {len(stream)} tokens make {max(self.rows_per_epoch, 0)} sequences of "
-                f"length {length}, fewer than one batch of {batch}; lower data.batch or data.length"
+                f"too little training text: {len(stream)} tokens make {max(self.rows_per_epoch, 0)} "
+                f"sequences of length {length}, fewer than one batch of {batch}; "
+                "lower data.batch or data.length"
             )
         self._epoch = functools.lru_cache(maxsize=2)(self._draw_epoch)
 
@@ -75,7 +76,7 @@ class TrainSource(grain.sources.RandomAccessDataSource[Batch]):
 
 
 class ValidBatches(Sequence[Batch]):
-    """Validation batches: every (input, target) pair of the stream once, in order; the last batch is padded."""
+    """Validation batches: every (input, target) pair of the stream once, in order; the last is padded."""
 
     def __init__(
         self, stream: TokenStream, *, length: int, batch: int, limit: int | None, rows: slice
@@ -108,7 +109,7 @@ def train_batches(
     process_count: int = 1,
     threads: int = 0,
 ) -> grain.DatasetIterator[Batch]:
-    """Returns endless shuffled batches; the iterator's ``get_state``/``set_state`` restore any position at once.
+    """Returns endless shuffled batches; ``get_state``/``set_state`` of the iterator restore any position.
 
     Args:
       stream: training tokens.
@@ -158,7 +159,7 @@ def _gather(
     length: int,
     real: np.ndarray | None = None,
 ) -> Batch:
-    """Returns the rows of ``length`` pairs that start at ``starts``; where ``real`` is false they are padding."""
+    """Returns the rows of ``length`` pairs from ``starts`` on; where ``real`` is false they are padding."""
     tokens = np.zeros((len(starts), length + 1), np.int32)
     for row, start in zip(tokens, starts.tolist(), strict=True):
         found = stream.tokens[start : start + length + 1]
@@ -172,8 +173,9 @@ def _gather(
         "weights": np.ones(segments.shape, np.float32),
     }
     if real is not None:
-        for name, values in batch.items():
-            batch[name] = np.where(real, values, values.dtype.type(0))  # type: ignore[literal-required]
+        arrays = cast(dict[str, np.ndarray], batch)
+        for name, values in arrays.items():
+            arrays[name] = np.where(real, values, values.dtype.type(0))
     return batch
 
 

@@ -10,17 +10,17 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-from research.data.documents import Document
+from research.data.documents import Document, LocalSource
 from research.errors import UserError
 
 _TOPICS = "pydoc_data/topics.py"
 _NO_TEXT = {"__pycache__", "site-packages", "dist-packages", "encodings", "test", "tests", "idle_test"}
-"""Directories left out: installed packages, tests (some distributions strip them) and tables of characters."""
+"""Left out: installed packages, tests (some distributions strip them) and tables of characters."""
 _TABLES = {"html/entities.py"}
 
 
 @dataclasses.dataclass(frozen=True)
-class StandardLibrary:
+class StandardLibrary(LocalSource):
     """Sources of the standard library, and the prose of the language reference that ``pydoc`` carries.
 
     One document per file; its path is relative to the library.
@@ -28,8 +28,7 @@ class StandardLibrary:
 
     root: Path = dataclasses.field(default_factory=lambda: Path(sysconfig.get_path("stdlib")))
     """Directory of the library."""
-    name: str = "standard-library"
-    """Name in messages."""
+    name = "standard-library"
 
     def fingerprint(self) -> list[object]:
         """Returns what identifies the text: version, and name, size and modification time of each file."""

@@ -18,8 +18,8 @@ from research.data.tokenizer import Tokenizer
 class TokenStream:
     """Documents laid end to end: ``<eot> document 1 <eot> document 2 <eot> ... <eot>``.
 
-    Input i is tokens[i] and its target is tokens[i + 1]; input i belongs to the document that the <eot> at or before
-    it opens. So every target is real, no token is wasted, and no prediction needs another document.
+    Input i is tokens[i] and its target is tokens[i + 1]; input i belongs to the document that the <eot> at or
+    before it opens. So every target is real, no token is wasted, and no prediction needs another document.
 
     Attributes:
       tokens: uint16, or uint32 where the vocabulary needs it.
@@ -53,7 +53,7 @@ class StreamWriter:
     """Writes a `TokenStream`, batch by batch of documents; a context manager."""
 
     def __init__(self, directory: Path, tokenizer: Tokenizer, *, keep_text: bool = False) -> None:
-        """Starts a stream in the new directory ``directory``; ``keep_text`` also writes the text as text.bin."""
+        """Starts a stream in a new ``directory``; ``keep_text`` also writes the text, as text.bin."""
         directory.mkdir()
         self._tokenizer = tokenizer
         self._directory = directory

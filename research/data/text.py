@@ -6,17 +6,13 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+from research.data.cache import build_once, cache_directory, content_hash
+from research.data.documents import Corpus, Source
+from research.data.stream import StreamWriter, TokenStream
+from research.data.tokenizer import Tokenizer
 from research.errors import UserError, nearest
-
-if (
-    TYPE_CHECKING
-):  # imported where they are used: a description must not cost the start-up time of its libraries
-    from research.data.builder import NamedDataset
-    from research.data.documents import Corpus, LocalSource
-    from research.data.stream import TokenStream
-    from research.data.tokenizer import Tokenizer
 
 _FORMAT = 1
 """Part of every cache key: raise it when what is cached changes."""
@@ -79,13 +75,9 @@ class TextData:
           report: receives a line before each stage that takes time.
 
         Raises:
-          UserError: the source cannot be read, or holds too little; the tokenizer does not fit the vocabulary.
+          UserError: the source cannot be read or holds too little, or the tokenizer does not fit.
         """
-        from research.data.cache import build_once, cache_directory, content_hash
-        from research.data.stream import TokenStream
-        from research.data.tokenizer import Tokenizer as TokenizerClass
-
-        self._check()
+        self._check(tokenizer)
         source = _source(self)
         corpus = _Lazy(source, report)
         split = [_FORMAT, source.name, source.fingerprint(), self.split, self.valid_fraction]
@@ -95,12 +87,12 @@ class TextData:
                 cache_directory() / "tokenizers" / key,
                 lambda d: self._train(corpus, vocabulary, report).save(d / _JSON),
             )
-            tokenizer = TokenizerClass.load(directory / _JSON)
+            tokenizer = Tokenizer.load(directory / _JSON)
         elif tokenizer is None:
-            tokenizer = TokenizerClass.load(self.tokenizer)
+            tokenizer = Tokenizer.load(self.tokenizer)
         if tokenizer.vocabulary > vocabulary:
             raise UserError(
-                f"the tokenizer has {tokenizer.vocabulary} tokens and the model's vocabulary only {vocabulary}: "
+                f"the tokenizer has {tokenizer.vocabulary} tokens, the model's vocabulary only {vocabulary}; "
                 f"use --model.vocabulary {tokenizer.vocabulary} or more"
             )
         made_by = tokenizer
@@ -111,24 +103,22 @@ class TextData:
         train, valid = (TokenStream.open(directory / name) for name in ("train", "valid"))
         return PreparedText(tokenizer, train, valid, directory / "valid" / "text.bin")
 
-    def _check(self) -> None:
+    def _check(self, tokenizer: Tokenizer | None) -> None:
         if not 0 < self.valid_fraction < 1:
             raise UserError(f"data.valid_fraction is {self.valid_fraction}; it should be between 0 and 1")
         for name, value in (("length", self.length), ("batch", self.batch)):
             if value < 1:
                 raise UserError(f"data.{name} is {value}; it should be at least 1")
-        if self.tokenizer not in ("bpe", "characters") and not Path(self.tokenizer).is_file():
+        named = tokenizer is None and self.tokenizer not in ("bpe", "characters")
+        if named and not Path(self.tokenizer).is_file():
             hint = nearest(self.tokenizer, ("bpe", "characters"))
             raise UserError(f"data.tokenizer {self.tokenizer!r} is no file and no kind of tokenizer{hint}")
 
     def _train(self, corpus: _Lazy, vocabulary: int, report: Callable[[str], None]) -> Tokenizer:
-        from research.data.tokenizer import Tokenizer
-
         if self.tokenizer == "characters":
-            report("collecting characters")
             return Tokenizer.characters(text for _, text in self._pieces(corpus.get()))
-        report(f"training a byte-level BPE tokenizer of {vocabulary} tokens")
         keep = _TOKENIZER_SAMPLE / max(corpus.get().bytes, 1)
+        report(f"training a byte-level BPE tokenizer of {vocabulary} tokens")
         pieces = enumerate(text for part, text in self._pieces(corpus.get()) if part == "train")
         sample = (text for i, text in pieces if int((i + 1) * keep) > int(i * keep) or keep >= 1)
         return Tokenizer.train_bpe(sample, vocabulary)
@@ -136,27 +126,24 @@ class TextData:
     def _tokenise(
         self, corpus: _Lazy, tokenizer: Tokenizer, directory: Path, report: Callable[[str], None]
     ) -> None:
-        from research.data.stream import StreamWriter
-
+        pieces = self._pieces(corpus.get())
         report("tokenising")
         with (
             StreamWriter(directory / "train", tokenizer) as train,
             StreamWriter(directory / "valid", tokenizer, keep_text=True) as valid,
         ):
             writers = {"train": train, "valid": valid}
-            for chunk in _chunks(self._pieces(corpus.get())):
+            for chunk in _chunks(pieces):
                 for part, writer in writers.items():
                     writer.write([text for p, text in chunk if p == part])
-        for part, writer in writers.items():
+        for purpose, writer in (("training", train), ("validation", valid)):
             if not writer.bytes:
+                advice = (
+                    "for few documents use --data.split tail" if self.split == "documents" else "add text"
+                )
                 raise UserError(
-                    f"no text is left for {'training' if part == 'train' else 'validation'}: with data.split "
-                    f'"{self.split}", {self.valid_fraction:g} of the text is held out; '
-                    + (
-                        "for few documents use --data.split tail"
-                        if self.split == "documents"
-                        else "there is too little"
-                    )
+                    f'no text is left for {purpose} by data.split "{self.split}" with data.valid_fraction '
+                    f"{self.valid_fraction:g}; {advice}"
                 )
 
     def _pieces(self, corpus: Corpus) -> Iterator[tuple[Literal["train", "valid"], str]]:
@@ -181,20 +168,19 @@ _JSON = "tokenizer.json"
 class _Lazy:
     """Opens a source's documents when they are first needed: with all stages cached, they are not."""
 
-    def __init__(self, source: LocalSource | NamedDataset, report: Callable[[str], None]) -> None:
-        self._source, self._report, self._corpus = source, report, None
+    def __init__(self, source: Source, report: Callable[[str], None]) -> None:
+        self._source, self._report = source, report
+        self._corpus: Corpus | None = None
 
     def get(self) -> Corpus:
-        from research.data.builder import NamedDataset, local_corpus
-
         if self._corpus is None:
             self._report(f"reading {self._source.name}")
-            source = self._source
-            self._corpus = source.corpus() if isinstance(source, NamedDataset) else local_corpus(source)
+            self._corpus = self._source.corpus()
         return self._corpus
 
 
-def _source(data: TextData) -> LocalSource | NamedDataset:
+def _source(data: TextData) -> Source:
+    # Imported here: a description must not cost the start-up time of what it may never use.
     if data.source == "standard-library":
         from research.data.standard_library import StandardLibrary
 

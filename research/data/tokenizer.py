@@ -49,15 +49,15 @@ class Tokenizer:
 
     @classmethod
     def train_bpe(cls, texts: Iterable[str], vocabulary: int) -> Tokenizer:
-        """Trains byte-level BPE (Sennrich et al., 2016; Radford et al., 2019) of at most ``vocabulary`` tokens.
+        """Trains byte-level BPE (Sennrich et al., 2016; Radford et al., 2019), at most ``vocabulary`` tokens.
 
-        It holds all 256 bytes, so any text makes the round trip. Raises UserError if ``vocabulary`` is below 257.
+        It holds all 256 bytes, so any text makes the round trip; UserError if ``vocabulary`` is below 257.
         """
         alphabet = pre_tokenizers.ByteLevel.alphabet()
         if vocabulary < len(alphabet) + 1:
             raise UserError(
-                f"a byte-level BPE vocabulary holds 256 bytes and {END_OF_TEXT}: {vocabulary} tokens are too few, "
-                "257 is the least"
+                f"a byte-level BPE vocabulary holds 256 bytes and {END_OF_TEXT}: {vocabulary} tokens are "
+                "too few, 257 is the least"
             )
         backend = tokenizers.Tokenizer(models.BPE())
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -73,7 +73,7 @@ class Tokenizer:
 
     @classmethod
     def characters(cls, texts: Iterable[str]) -> Tokenizer:
-        """Returns a tokenizer with one token per distinct character (code point) of ``texts``, in code order."""
+        """Returns a tokenizer with one token per distinct character (code point) of ``texts``."""
         alphabet: set[str] = set()
         for text in texts:
             alphabet.update(text)
