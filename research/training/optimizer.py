@@ -3,6 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from typing import Any
+
+import jax
+import optax
+from optax import contrib
+
+from research.training.paths import path_name
+
+NO_DECAY = re.compile(r"(bias|scale)$")
+"""Parameters that weight decay leaves alone."""
+MATRIX = re.compile(r"blocks/.*kernel$")
+"""Parameters that Muon orthogonalises."""
+
+
+def decays(params: Any) -> Any:
+    """Returns True for each parameter that weight decay applies to."""
+    return jax.tree.map_with_path(lambda path, _: NO_DECAY.search(path_name(path)) is None, params)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +38,11 @@ class AdamW:
     weight_decay: float = 0.1
     """Decay of matrices and embeddings (never of biases and norm scales)."""
 
+    def build(self, schedule: optax.Schedule) -> optax.GradientTransformation:
+        """Returns the transformation; ``schedule`` gives the learning rate as a share of the peak."""
+        rate = scaled(schedule, self.learning_rate)
+        return optax.adamw(rate, self.beta1, self.beta2, self.epsilon, weight_decay=self.weight_decay, mask=decays)
+
 
 @dataclasses.dataclass(frozen=True)
 class Lion:
@@ -34,6 +57,11 @@ class Lion:
     weight_decay: float = 1.0
     """Decay of matrices and embeddings (never of biases and norm scales)."""
 
+    def build(self, schedule: optax.Schedule) -> optax.GradientTransformation:
+        """Returns the transformation; ``schedule`` gives the learning rate as a share of the peak."""
+        rate = scaled(schedule, self.learning_rate)
+        return optax.lion(rate, self.beta1, self.beta2, weight_decay=self.weight_decay, mask=decays)
+
 
 @dataclasses.dataclass(frozen=True)
 class Adafactor:
@@ -42,7 +70,17 @@ class Adafactor:
     learning_rate: float = 1e-2
     """Peak learning rate."""
     weight_decay: float = 0.0
-    """Decay of matrices and embeddings (never of biases and norm scales)."""
+    """Decay of matrices and embeddings, not scaled by the learning rate (never of biases and norm scales)."""
+
+    def build(self, schedule: optax.Schedule) -> optax.GradientTransformation:
+        """Returns the transformation; ``schedule`` gives the learning rate as a share of the peak."""
+        return optax.adafactor(
+            scaled(schedule, self.learning_rate),
+            multiply_by_parameter_scale=False,
+            clipping_threshold=1.0,
+            weight_decay_rate=self.weight_decay or None,
+            weight_decay_mask=decays,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +95,39 @@ class Muon:
     """Momentum."""
     weight_decay: float = 0.1
     """Decay of matrices and embeddings (never of biases and norm scales)."""
+
+    def build(self, schedule: optax.Schedule) -> optax.GradientTransformation:
+        """Returns the transformation; ``schedule`` gives the learning rates as a share of their peaks."""
+        return optax.partition(
+            {
+                "matrix": contrib.muon(
+                    scaled(schedule, self.learning_rate),
+                    beta=self.beta,
+                    weight_decay=self.weight_decay,
+                    muon_weight_dimension_numbers=lambda params: jax.tree.map_with_path(matrix_axes, params),
+                ),
+                "other": AdamW(self.adam_learning_rate, weight_decay=self.weight_decay).build(schedule),
+            },
+            lambda params: jax.tree.map_with_path(
+                lambda path, _: "matrix" if MATRIX.search(path_name(path)) else "other", params
+            ),
+        )
+
+
+def matrix_axes(path: Any, leaf: Any) -> contrib.MuonDimensionNumbers:
+    """Returns which axes of a stacked kernel [layers, …] are a matrix's inputs and outputs.
+
+    Projections to heads are [layers, width, heads, head_dim], from heads [layers, heads, head_dim, width].
+    """
+    inputs = leaf.ndim - 2 if "output" in path_name(path) else 1
+    return contrib.MuonDimensionNumbers(
+        reduction_axis=tuple(range(1, 1 + inputs)), output_axis=tuple(range(1 + inputs, leaf.ndim))
+    )
+
+
+def scaled(schedule: optax.Schedule, peak: float) -> optax.Schedule:
+    """Returns the schedule times ``peak``."""
+    return lambda step: peak * schedule(step)
 
 
 Optimizer = AdamW | Lion | Adafactor | Muon

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
+from jaxtyping import Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,9 +19,9 @@ class Cosine:
     final: float = 0.1
     """Last rate, as a share of the peak."""
 
-    def build(self, peak: float, steps: int) -> optax.Schedule:
-        """Returns the schedule: step -> learning rate."""
-        return optax.warmup_cosine_decay_schedule(0.0, peak, self.warmup, max(steps, self.warmup + 1), peak * self.final)
+    def build(self, steps: int) -> optax.Schedule:
+        """Returns the schedule: step -> share of the peak learning rate."""
+        return optax.warmup_cosine_decay_schedule(0.0, 1.0, self.warmup, max(steps, self.warmup + 1), self.final)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,10 +33,10 @@ class Linear:
     final: float = 0.0
     """Last rate, as a share of the peak."""
 
-    def build(self, peak: float, steps: int) -> optax.Schedule:
-        """Returns the schedule: step -> learning rate."""
-        decay = optax.linear_schedule(peak, peak * self.final, max(steps - self.warmup, 1))
-        return optax.join_schedules([optax.linear_schedule(0.0, peak, self.warmup), decay], [self.warmup])
+    def build(self, steps: int) -> optax.Schedule:
+        """Returns the schedule: step -> share of the peak learning rate."""
+        decay = optax.linear_schedule(1.0, self.final, max(steps - self.warmup, 1))
+        return optax.join_schedules([optax.linear_schedule(0.0, 1.0, self.warmup), decay], [self.warmup])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,13 +50,13 @@ class WarmupStableDecay:
     final: float = 0.0
     """Last rate, as a share of the peak."""
 
-    def build(self, peak: float, steps: int) -> optax.Schedule:
-        """Returns the schedule: step -> learning rate."""
+    def build(self, steps: int) -> optax.Schedule:
+        """Returns the schedule: step -> share of the peak learning rate."""
         start = max(steps - round(steps * self.decay), self.warmup)
         parts = [
-            optax.linear_schedule(0.0, peak, self.warmup),
-            optax.constant_schedule(peak),
-            optax.linear_schedule(peak, peak * self.final, max(steps - start, 1)),
+            optax.linear_schedule(0.0, 1.0, self.warmup),
+            optax.constant_schedule(1.0),
+            optax.linear_schedule(1.0, self.final, max(steps - start, 1)),
         ]
         return optax.join_schedules(parts, [self.warmup, start])
 
@@ -65,16 +68,14 @@ class ReciprocalSqrt:
     warmup: int = 100
     """Steps of linear warm-up from 0."""
 
-    def build(self, peak: float, steps: int) -> optax.Schedule:
-        """Returns the schedule: step -> learning rate; ``steps`` plays no part."""
+    def build(self, steps: int) -> optax.Schedule:
+        """Returns the schedule: step -> share of the peak learning rate; ``steps`` plays no part."""
         del steps
         warmup = max(self.warmup, 1)
 
-        def schedule(step: optax.ScalarOrSchedule) -> optax.ScalarOrSchedule:
-            import jax.numpy as jnp
-
-            step = jnp.asarray(step, jnp.float32) + 1.0
-            return peak * jnp.minimum(step / warmup, jnp.sqrt(warmup / step))
+        def schedule(step: ArrayLike) -> Array:
+            count = jnp.asarray(step, jnp.float32) + 1.0
+            return jnp.minimum(count / warmup, jnp.sqrt(warmup / count))
 
         return schedule
 
