@@ -1,6 +1,6 @@
 """A program that is no language model: linear regression by gradient descent. As a script, a process to kill.
 
-It has what a GPT's program has (a sharded state, a donated step, a Grain iterator, an evaluation), and nothing else.
+It has what a GPT's program has (a sharded state, a donated step, a Grain iterator, an evaluation), no more.
 """
 
 from __future__ import annotations
@@ -29,12 +29,13 @@ WIDTH = 64
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["params", "momentum", "step", "ok"], meta_fields=[]
+    jax.tree_util.register_dataclass, data_fields=["params", "momentum", "ballast", "step", "ok"], meta_fields=[]
 )
 @dataclasses.dataclass(frozen=True)
 class State:
     params: dict[str, Any]
     momentum: dict[str, Any]
+    ballast: Any
     step: Any
     ok: Any
 
@@ -47,21 +48,26 @@ def example(index: int) -> dict[str, np.ndarray]:
 
 
 def build(
-    devices: int = 1, bad_step: int | None = None, pause: float = 0.0, width: int = WIDTH
+    devices: int = 1, bad_step: int | None = None, pause: float = 0.0, ballast: int = 1
 ) -> SimpleNamespace:
-    """A program over ``devices``; the batch of ``bad_step`` holds a NaN; ``pause`` is spent on every batch."""
+    """A program over ``devices``; the batch of ``bad_step`` holds a NaN; every batch takes ``pause`` seconds.
+
+    ``ballast`` floats of noise make the state as large as a test needs.
+    """
     mesh = jax.make_mesh((devices,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     rows, whole = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
     vector = {
-        "w": jax.ShapeDtypeStruct((width,), jnp.float32, sharding=rows),
+        "w": jax.ShapeDtypeStruct((WIDTH,), jnp.float32, sharding=rows),
         "b": _scalar(jnp.float32, whole),
     }
-    abstract = State(vector, dict(vector), _scalar(jnp.int32, whole), _scalar(jnp.bool_, whole))
+    noise = jax.ShapeDtypeStruct((ballast,), jnp.float32, sharding=whole)
+    abstract = State(vector, dict(vector), noise, _scalar(jnp.int32, whole), _scalar(jnp.bool_, whole))
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
 
     def init() -> State:
-        zeros = {"w": jnp.zeros(width), "b": jnp.zeros(())}
-        return State(zeros, jax.tree.map(jnp.copy, zeros), jnp.int32(0), jnp.bool_(True))
+        filler = jax.random.normal(jax.random.key(0), (ballast,))
+        zeros = {"w": jnp.zeros(WIDTH), "b": jnp.zeros(())}
+        return State(zeros, jax.tree.map(jnp.copy, zeros), filler, jnp.int32(0), jnp.bool_(True))
 
     def loss_of(params: dict[str, Any], batch: dict[str, Any]) -> Any:
         return jnp.mean((batch["x"] @ params["w"] + params["b"] - batch["y"]) ** 2)
@@ -71,7 +77,7 @@ def build(
         ok = state.ok & jnp.isfinite(loss)
         momentum = jax.tree.map(lambda m, g: 0.9 * m + g, state.momentum, gradient)
         params = jax.tree.map(lambda p, m: p - 0.003 * m, state.params, momentum)
-        new = State(params, momentum, state.step + 1, ok)
+        new = State(params, momentum, state.ballast, state.step + 1, ok)
         new = jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, dataclasses.replace(state, ok=ok))
         rate = 0.003 * (1.0 + state.step.astype(jnp.float32))
         return new, {"train/loss": loss, "train/learning_rate": rate, "ok": ok}
@@ -145,7 +151,7 @@ def main() -> int:
     parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--pause", type=float, default=0.0)
     parser.add_argument("--limit", type=int, default=0, help="largest file, in bytes")
-    parser.add_argument("--width", type=int, default=WIDTH)
+    parser.add_argument("--ballast", type=int, default=1)
     arguments = parser.parse_args()
     if arguments.devices > 1:
         jax.config.update("jax_num_cpu_devices", arguments.devices)
@@ -154,7 +160,7 @@ def main() -> int:
 
         resource.setrlimit(resource.RLIMIT_FSIZE, (arguments.limit, arguments.limit))
     try:
-        program = build(arguments.devices, pause=arguments.pause, width=arguments.width)
+        program = build(arguments.devices, pause=arguments.pause, ballast=arguments.ballast)
         outcome = run(
             arguments.path, program, experiment(arguments.steps, arguments.save), display=Display(every=0.0)
         )
