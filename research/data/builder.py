@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import tensorflow_datasets as tfds
 
@@ -44,13 +45,14 @@ class _Records:
     """Documents of a TFDS data source, decoded as they are read."""
 
     records: Sequence[dict[str, Any]]
-    split: str
     field: str
+    split: str | None
+    """Documents of a published data set have no path: they are named by split and number."""
 
     def __iter__(self) -> Iterator[Document]:
         for i in range(len(self.records)):
             record = self.records[i]
-            path = record["path"].decode() if "path" in record else f"{self.split}/{i}"
+            path = f"{self.split}/{i}" if self.split else record["path"].decode()
             try:
                 yield {"path": path, "text": record[self.field].decode("utf-8")}
             except UnicodeDecodeError as error:
@@ -61,10 +63,11 @@ def local_corpus(source: LocalSource) -> Corpus:
     """Returns the documents of ``source``, from its TFDS copy in the cache, made first if need be."""
     key = content_hash("documents", 1, source.name, source.fingerprint())
     directory = cache_directory() / "sources" / key
-    build_once(directory, lambda d: _prepare(Documents(source=source, data_dir=d)))
+    tfds.disable_progress_bar()
+    build_once(directory, lambda d: _prepare(Documents(source=source, data_dir=d), io.StringIO()))
     builder = Documents(source=source, data_dir=directory)
     records = builder.as_data_source("train")
-    return Corpus(_Records(records, "train", "text"), None, builder.info.splits["train"].num_bytes)
+    return Corpus(_Records(records, "text", None), None, builder.info.splits["train"].num_bytes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,8 +90,9 @@ class NamedDataset(Source):
           UserError: it cannot be downloaded or prepared, or has no such text field or no training split.
         """
         builder = self._builder()
+        tfds.enable_progress_bar()
         try:
-            _prepare(builder)
+            _prepare(builder, sys.stderr)
         except (OSError, ImportError, tfds.download.DownloadError) as error:
             first = (str(error) or type(error).__name__).splitlines()[0]
             raise UserError(
@@ -105,8 +109,8 @@ class NamedDataset(Source):
             raise UserError(f"tfds:{self.name} has no split 'train'; it has {', '.join(splits)}")
         valid = next((split for split in ("validation", "valid", "test") if split in splits), None)
         return Corpus(
-            train=_Records(builder.as_data_source("train"), "train", self.field),
-            valid=_Records(builder.as_data_source(valid), valid, self.field) if valid else None,
+            train=_Records(builder.as_data_source("train"), self.field, "train"),
+            valid=_Records(builder.as_data_source(valid), self.field, valid) if valid else None,
             bytes=splits["train"].num_bytes,
         )
 
@@ -115,7 +119,10 @@ class NamedDataset(Source):
             return tfds.builder(self.name, file_format="array_record")
         except tfds.core.DatasetNotFoundError:
             base = self.name.partition("/")[0]
-            raise UserError(f"TFDS has no data set {base!r}" + _choices(base, tfds.list_builders())) from None
+            raise UserError(
+                f"TFDS has no data set {base!r}"
+                + _choices(base, tfds.list_builders(with_community_datasets=False))
+            ) from None
         except (ValueError, RuntimeError, AssertionError) as error:  # unknown configuration or version
             raise UserError(f"tfds:{self.name}: {str(error).splitlines()[0]}") from None
 
@@ -125,9 +132,9 @@ def _choices(name: str, choices: Sequence[str]) -> str:
     return hint if "did you mean" in hint or len(choices) <= 12 else ""
 
 
-def _prepare(builder: tfds.core.DatasetBuilder) -> None:
-    tfds.disable_progress_bar()
-    config = tfds.download.DownloadConfig(try_download_gcs=False)
-    # Standard output is for results: TFDS prints its progress there.
-    with contextlib.redirect_stdout(sys.stderr):
-        builder.download_and_prepare(download_config=config, file_format="array_record")
+def _prepare(builder: tfds.core.DatasetBuilder, messages: TextIO) -> None:
+    # TFDS prints to standard output, which is for results.
+    with contextlib.redirect_stdout(messages):
+        builder.download_and_prepare(
+            download_config=tfds.download.DownloadConfig(try_download_gcs=False), file_format="array_record"
+        )

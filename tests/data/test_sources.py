@@ -1,0 +1,107 @@
+"""Sources: what is a document, and one clear line for everything that is wrong with a file."""
+
+import ast
+import gzip
+import json
+import lzma
+
+import pytest
+
+from research.data.files import TextFiles
+from research.data.standard_library import StandardLibrary, _prose
+from research.errors import UserError
+
+
+def read(path, **options):
+    return [(d["path"], d["text"]) for d in TextFiles(str(path), **options).documents()]
+
+
+def test_file_directory_and_glob(tmp_path):
+    (tmp_path / "a.txt").write_bytes("ä\r\nb".encode())
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "b.md").write_text("two")
+    (tmp_path / "sub" / "empty.txt").write_text("")
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "config").write_bytes(b"\xff")
+    assert read(tmp_path / "a.txt") == [("a.txt", "ä\r\nb")]
+    assert read(tmp_path) == [("a.txt", "ä\r\nb"), ("sub/b.md", "two")]
+    assert read(tmp_path / "*.txt") == [("a.txt", "ä\r\nb")]
+    assert read(tmp_path / "**" / "*.md") == [("sub/b.md", "two")]
+
+
+def test_compressed_and_json_lines(tmp_path):
+    lines = [json.dumps({"text": t, "n": 1}, ensure_ascii=False) for t in ("one", "zwei\u2028drei", "")]
+    data = ("\n\n".join(lines) + "\n").encode()
+    (tmp_path / "a.jsonl").write_bytes(data)
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(data))
+    (tmp_path / "c.txt.xz").write_bytes(lzma.compress("ü".encode()))
+    assert read(tmp_path / "a.jsonl") == [("a.jsonl:1", "one"), ("a.jsonl:3", "zwei\u2028drei")]
+    assert [text for _, text in read(tmp_path / "b.jsonl.gz")] == ["one", "zwei\u2028drei"]
+    assert read(tmp_path / "c.txt.xz") == [("c.txt.xz", "ü")]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("x.txt", b"ok\nthen \xe9t\xe9", r"x\.txt is not UTF-8 at byte 8 \(line 2\); .*iconv"),
+        ("x.jsonl", b'{"text": "a"}\n{"text": "\xff"}\n', r"x\.jsonl is not UTF-8 at byte 24 \(line 2\)"),
+        ("x.txt", b"", "is empty: there is no text in it"),
+        ("x.jsonl", b"\n\n", "is empty: there is no text in it"),
+        ("x.jsonl", b'{"text": "a"}\n{"text": \n', r"x\.jsonl, line 2: not JSON \(.* at column 9\)"),
+        ("x.jsonl", b"[1]\n", r"line 1: a list, where a JSON object should be"),
+        ("x.jsonl", b'{"txt": "a"}\n', r"line 1: no field 'text' \(--data.field\); did you mean 'txt'\?"),
+        ("x.jsonl", b'{"text": 3}\n', r"line 1: field 'text' is a int, not text"),
+        ("x.jsonl", b'{"text": "\\ud800"}\n', r"line 1: field 'text' is not valid Unicode"),
+        ("x.txt.gz", b"not gzip", r"cannot read .*x\.txt\.gz: "),
+        ("x.txt.gz", gzip.compress(b"text" * 99)[:-9], r"cannot read .*x\.txt\.gz: "),
+        ("x.txt.xz", b"not xz", r"cannot read .*x\.txt\.xz: "),
+    ],
+)
+def test_bad_file(tmp_path, name, data, message):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(UserError, match=message) as error:
+        read(tmp_path / name)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_file_names_the_nearest(tmp_path):
+    (tmp_path / "shakespeare.txt").write_text("x")
+    with pytest.raises(UserError, match=r"no file.*; did you mean '.*/shakespeare\.txt'\?"):
+        read(tmp_path / "shakespare.txt")
+    with pytest.raises(UserError, match="nor is there a directory"):
+        read(tmp_path / "no" / "x.txt")
+    with pytest.raises(UserError, match="there are no files in"):
+        read(tmp_path / "*.csv")
+
+
+def test_fingerprint_changes_with_the_text(tmp_path):
+    file = tmp_path / "a.txt"
+    file.write_text("one")
+    source = TextFiles(str(file))
+    before = source.fingerprint()
+    assert source.fingerprint() == before
+    file.write_text("other")
+    assert source.fingerprint() != before
+
+
+def test_standard_library_is_sources_and_prose():
+    documents = {d["path"]: d["text"] for d in StandardLibrary().documents()}
+    assert list(documents) == sorted(documents)
+    assert len(documents) > 300
+    ast.parse(documents["argparse.py"])
+    assert not [p for p in documents if {"test", "tests", "encodings", "site-packages"} & set(p.split("/"))]
+    assert 'The "assert" statement\n**********************\n' in documents["pydoc_data/topics.py"]
+
+
+def test_standard_library_leaves_out_undecodable_files(tmp_path):
+    (tmp_path / "a.py").write_bytes(b"x = 1")
+    (tmp_path / "b.py").write_bytes(b"# \xe9")
+    assert [d["path"] for d in StandardLibrary(tmp_path).documents()] == ["a.py"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no Python sources in"):
+        StandardLibrary(tmp_path / "empty").fingerprint()
+
+
+def test_prose_of_topics():
+    assert _prose("# made\ntopics = {'a': 'x\\n' 'y', 'b': '''z'''}") == "x\ny\nz"
+    assert _prose("x = 1") == "x = 1"
