@@ -9,9 +9,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from research.errors import StoppedError, UserError, nearest
@@ -35,7 +38,8 @@ class Train:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
-    """Measures a run on its validation text, or on another text (--data.path)."""
+    """Measures a run on its validation text, or on all of another text (--data.path P; with --data.split
+    documents or tail, on the part of it that training would hold out)."""
 
     checkpoint: str = "best"
     """Checkpoint to load: best (lowest validation loss), newest, or a step."""
@@ -49,8 +53,9 @@ class Sample:
 
     prompt: str = ""
     """Text to go on from."""
-    tokens: int = 200
-    """Most tokens to draw for a sample; the end of a document ends it earlier."""
+    tokens: int | None = None
+    """Most tokens to draw for a sample, which the end of a document ends earlier; default: 200, or half of
+    the model's context."""
     temperature: float = 0.8
     """Temperature of the softmax; 0 takes the likeliest token."""
     top_k: int | None = None
@@ -220,28 +225,109 @@ def _fields_help(description: Any, *, flags: bool) -> str:
 
 
 def _train(target: str, options: Train, overrides: Mapping[str, str]) -> None:
-    raise NotImplementedError
+    experiment = _experiment(target, overrides, options)
+    profile = _window(options.profile)
+    directory = Path(options.workdir or (target if os.path.isdir(target) else f"runs/{experiment.name}"))
+
+    from research.training.pretraining import pretrain
+
+    result = pretrain(experiment, directory, profile=profile, report=_message)
+    if options.json:
+        print(json.dumps(dataclasses.asdict(result)))
+        return
+    bits, nats = result.validation["valid/bits_per_byte"], result.validation["valid/loss"]
+    print(f"validation after {result.step} steps: {bits:.4f} bits per byte ({nats:.4f} nats per token)")
+    if result.baselines:
+        print("baselines on the same text, bits per byte:")
+        for name, value in result.baselines.items():
+            print(f"  {name:22} {value:.4f}{'  (lower than the model)' if value < bits else ''}")
+    if result.samples:
+        count = len(result.samples)
+        parsed = "" if result.python is None else f"; {result.python} of {count} parse as Python"
+        print(f"sample (1 of {count}{parsed}):\n\n{result.samples[0]}\n")
+    print(f"run directory: {directory}")
+    run = shlex.quote(str(directory))
+    print(
+        f'next: headway sample {run} --prompt "..."\n      headway evaluate {run}\n      headway show {run}'
+    )
 
 
 def _evaluate(target: str, options: Evaluate, overrides: Mapping[str, str]) -> None:
-    raise NotImplementedError
+    from research.training.overrides import override
+    from research.training.trained import evaluate, load
+
+    trained = load(target, options.checkpoint)
+    if "data.path" in overrides:
+        overrides = {"data.source": "files", **overrides}
+    data = override(trained.experiment, overrides).data
+    whole = "data.path" in overrides and "data.split" not in overrides
+    found = evaluate(trained, data, whole=whole, report=_message)
+    if options.json:
+        print(json.dumps(found))
+    else:
+        text = f"all of {data.path}" if whole else "its validation text"
+        size = f"{found['bytes']:,} bytes, {found['tokens']:,} tokens"
+        print(f"{target} at step {trained.step}, on {text} ({size}):")
+        print(f"  {found['bits_per_byte']:.4f} bits per byte, {found['loss']:.4f} nats per token, ", end="")
+        print(f"perplexity {found['perplexity']:.2f} per token")
 
 
 def _sample(target: str, options: Sample, overrides: Mapping[str, str]) -> None:
-    raise NotImplementedError
+    from research.inference.sampling import Decoding
+    from research.training.trained import continuations, load
+
+    if options.count < 1:
+        raise UserError(f"--count {options.count}: at least 1")
+    how = Decoding(options.temperature, options.top_k, options.top_p, options.min_p)
+    trained = load(target, options.checkpoint)
+    texts = continuations(
+        trained.experiment.model,
+        trained.params,
+        trained.tokenizer,
+        [options.prompt] * options.count,
+        tokens=options.tokens,
+        how=how,
+        seed=options.seed,
+    )
+    if options.json:
+        print(json.dumps({"run": target, "step": trained.step, "prompt": options.prompt, "samples": texts}))
+    else:
+        print("\n\n---\n\n".join(texts))
 
 
 def _show(target: str, options: Show, overrides: Mapping[str, str]) -> None:
-    import json
+    run = options.workdir or (target if os.path.isdir(target) else None)
+    if run and overrides:
+        raise UserError(f"show: the description of a run is what it is: leave out --{next(iter(overrides))}")
+    experiment = _experiment(run or target, overrides, options)
 
-    from research.training.description import to_json
+    from research.training.summary import run_summary, summary, text
 
-    print(json.dumps(to_json(_experiment(target, overrides, options))))
+    found = summary(experiment)
+    if run:
+        from research.training.trained import load
+
+        trained = load(run, "newest")
+        found["run"] = run_summary(trained.directory, trained.params, trained.step)
+    print(json.dumps(found) if options.json else text(found))
+
+
+def _message(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def _window(profile: str | None) -> tuple[int, int] | None:
+    if profile is None:
+        return None
+    first, _, end = profile.partition(":")
+    if not (first.isdecimal() and end.isdecimal()):
+        raise UserError(f"--profile: expected FIRST:END in steps, such as 10:13, found {profile!r}")
+    return int(first), int(end)
 
 
 COMMANDS = {
     "train": Command(Train(), "EXPERIMENT", _train),
-    "evaluate": Command(Evaluate(), "RUN", _evaluate, overrides=("data.",)),
+    "evaluate": Command(Evaluate(), "RUN", _evaluate, overrides=("data.path", "data.field", "data.split")),
     "sample": Command(Sample(), "RUN", _sample, overrides=()),
     "show": Command(Show(), "EXPERIMENT|RUN", _show),
 }

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from research.data.text import TextData
 from research.errors import UserError, nearest
 from research.models.gpt import GPT
-from research.training.experiment import Checkpointing, Evaluation, Experiment, Sharding
+from research.training.experiment import Checkpointing, Evaluation, Experiment
 from research.training.optimizer import Adafactor, AdamW, Lion, Muon
 from research.training.schedule import Cosine, Linear, ReciprocalSqrt, WarmupStableDecay
 
@@ -45,7 +45,6 @@ _RANGES: dict[type, dict[str, Range]] = {
     **dict.fromkeys((Cosine, Linear, WarmupStableDecay, ReciprocalSqrt), _SCHEDULE),
     Evaluation: dict.fromkeys(("every", "batches"), AT_LEAST_1),
     Checkpointing: dict.fromkeys(("every", "keep_last", "keep_every"), AT_LEAST_1),
-    Sharding: dict.fromkeys(("data", "tensor", "sequence"), AT_LEAST_1),
     Experiment: {
         **dict.fromkeys(("steps", "accumulate", "log_every"), AT_LEAST_1),
         **dict.fromkeys(("samples", "z_loss"), AT_LEAST_0),
@@ -57,27 +56,28 @@ _RANGES: dict[type, dict[str, Range]] = {
 """Range of each number, by class; the fields of a class that it does not have play no part."""
 
 
-def validate(experiment: Experiment, devices: int | None = None) -> None:
+def validate(experiment: Experiment, mesh: Mapping[str, int] | None = None) -> None:
     """Checks everything about an experiment that can be known before it is built.
 
     Args:
       experiment: the description, its types already checked.
-      devices: number of devices for the mesh; None: what depends on it is not checked.
+      mesh: size of each mesh axis; None: what depends on it is not checked.
 
     Raises:
       UserError: one line naming the field, its value and the nearest valid choice.
     """
-    for problem in _problems(experiment, devices):
+    for problem in _problems(experiment, mesh):
         raise UserError(problem)
 
 
-def _problems(experiment: Experiment, devices: int | None) -> Iterator[str]:
+def _problems(experiment: Experiment, mesh: Mapping[str, int] | None) -> Iterator[str]:
     if not experiment.name:
         yield "name is empty; it names the run directory, runs/NAME"
     yield from _out_of_range(experiment, "")
     yield from _model_problems(experiment.model)
     yield from _data_problems(experiment)
-    yield from _sharding_problems(experiment, devices)
+    if mesh is not None:
+        yield from _mesh_problems(experiment, mesh)
 
 
 def _out_of_range(description: Any, prefix: str) -> Iterator[str]:
@@ -124,36 +124,21 @@ def _data_problems(experiment: Experiment) -> Iterator[str]:
         )
 
 
-def _sharding_problems(experiment: Experiment, devices: int | None) -> Iterator[str]:
-    sharding, batch = experiment.sharding, experiment.data.batch
-    if sharding.fsdp < 1 and sharding.fsdp != -1:
-        yield f"sharding.fsdp is {sharding.fsdp}; it must be at least 1, or -1 for all remaining devices"
-    others = sharding.data * sharding.tensor * sharding.sequence
-    fsdp = sharding.fsdp
-    if devices is not None:
-        needed = others * max(fsdp, 1)
-        mesh = " x ".join(
-            f"{axis} {getattr(sharding, axis)}" for axis in ("data", "fsdp", "tensor", "sequence")
-        )
-        if needed > devices:
-            yield f"sharding: a mesh of {mesh} needs {needed} devices, and there are {devices}"
-        if fsdp == -1 and devices % others:
-            nearest_sizes = _nearest_divisors(devices, others)
-            yield f"sharding: a mesh of {mesh} does not divide {devices} devices; {nearest_sizes}"
-        fsdp = devices // others if fsdp == -1 else fsdp
-    shards = sharding.data * max(fsdp, 1)
+def _mesh_problems(experiment: Experiment, mesh: Mapping[str, int]) -> Iterator[str]:
+    batch, length = experiment.data.batch, experiment.data.length
+    shards = mesh["data"] * mesh["fsdp"]
     parts = shards * experiment.accumulate
     if batch % parts:
         below, above = batch // parts * parts, -(-batch // parts) * parts
         yield (
-            f"data.batch {batch} does not divide into {shards} shards (sharding.data x sharding.fsdp) x "
+            f"data.batch {batch} does not divide into {shards} shards (mesh axes data x fsdp) x "
             f"{experiment.accumulate} micro-batches (accumulate); nearest: "
             + (f"{below} or {above}" if below else f"{above}")
         )
-    if experiment.data.length % sharding.sequence:
+    if length % mesh["sequence"]:
         yield (
-            f"sharding.sequence {sharding.sequence} does not divide data.length {experiment.data.length}; "
-            f"{_nearest_divisors(experiment.data.length, sharding.sequence)}"
+            f"mesh axis sequence {mesh['sequence']} does not divide data.length {length}; "
+            f"{_nearest_divisors(length, mesh['sequence'])}"
         )
 
 

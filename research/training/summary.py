@@ -1,0 +1,176 @@
+"""What an experiment is and costs, as ``headway show`` prints it, without training or allocating a model."""
+
+from __future__ import annotations
+
+import collections
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from research.scale.costs import training_flops_per_token
+from research.training.description import to_json
+from research.training.experiment import Experiment
+from research.training.paths import path_name
+from research.training.program import Functions, functions
+from research.training.run_directory import RunDirectory
+
+
+def summary(experiment: Experiment) -> dict[str, Any]:
+    """Returns description, parameters, FLOPs, shardings and memory, as JSON values.
+
+    Memory is what the compiler assigns to the training step, compiled for the devices that are here.
+
+    Raises:
+      UserError: the mesh does not fit the devices, or the strategy does not fit the parameters.
+    """
+    parts = functions(experiment)
+    length, tokens = experiment.data.length, experiment.data.length * experiment.data.batch
+    flops = {
+        "full": training_flops_per_token(experiment.model, length, causal=False),
+        "causal": training_flops_per_token(experiment.model, length, causal=True),
+    }
+    table = sharding_table(parts.abstract_state.params)
+    sizes = {row["path"]: math.prod(row["shape"]) for row in table}
+    embeddings = sum(size for path, size in sizes.items() if "embedding" in path)
+    return {
+        "experiment": to_json(experiment),
+        "devices": {"count": parts.mesh.size, "kind": parts.mesh.devices.flat[0].device_kind},
+        "mesh": dict(parts.mesh.shape),
+        "parameters": {"total": sum(sizes.values()), "without_embeddings": sum(sizes.values()) - embeddings},
+        "tokens_per_step": tokens,
+        "flops_per_token": flops,
+        "flops_per_step": {name: tokens * value for name, value in flops.items()},
+        "sharding": table,
+        "memory_per_device": memory(parts),
+    }
+
+
+def sharding_table(params: Any) -> list[dict[str, Any]]:
+    """Returns path, shape, dtype, PartitionSpec and bytes per device of each (abstract) parameter."""
+    return [
+        {
+            "path": path_name(path),
+            "shape": list(leaf.shape),
+            "dtype": leaf.dtype.name,
+            "spec": [list(axis) if isinstance(axis, tuple) else axis for axis in leaf.sharding.spec],
+            "bytes_per_device": shard_bytes(leaf),
+        }
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    ]
+
+
+def shard_bytes(tree: Any) -> int:
+    """Returns the bytes that one device holds of the (abstract) arrays of a tree."""
+    leaves = jax.tree.leaves(tree)
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+
+
+def memory(parts: Functions) -> dict[str, int]:
+    """Returns the bytes that the training step needs on each device, by use; it is compiled, not run."""
+    state = parts.abstract_state
+    compiled = parts.step.lower(state, parts.abstract_batch).compile()  # type: ignore[attr-defined]  # jitted
+    analysis = compiled.memory_analysis()
+    gradients = shard_bytes(state.params)
+    return {
+        "parameters": shard_bytes(state.params),
+        "optimizer": shard_bytes(state.optimizer),
+        "average": shard_bytes(state.average),
+        "batch": shard_bytes(parts.abstract_batch),
+        "gradients": gradients,
+        "activations_and_other": max(analysis.temp_size_in_bytes - gradients, 0),
+        "total": analysis.argument_size_in_bytes + analysis.temp_size_in_bytes,
+    }
+
+
+def run_summary(run: RunDirectory, params: Mapping[str, Any], step: int) -> dict[str, Any]:
+    """Returns what a run has reached: step, checkpoints, last metrics, norm and rms of each parameter."""
+    last: dict[str, Any] = {}
+    for row in run.rows():
+        last.update(row)
+    norms = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        norm = float(np.linalg.norm(np.asarray(leaf, np.float32).ravel()))
+        norms[path_name(path)] = {"norm": norm, "rms": norm / math.sqrt(leaf.size)}
+    return {"run": str(run.path), "step": step, "checkpoints": run.steps(), "metrics": last, "norms": norms}
+
+
+def text(found: Mapping[str, Any]) -> str:
+    """Returns a summary for a reader."""
+    return "\n".join(_lines(found))
+
+
+def _lines(found: Mapping[str, Any]) -> Iterator[str]:
+    yield from _description_lines(found["experiment"], "")
+    devices = found["devices"]
+    total, rest = found["parameters"]["total"], found["parameters"]["without_embeddings"]
+    yield ""
+    yield f"parameters        {total:,} ({rest:,} without embeddings)"
+    per_token, per_step = found["flops_per_token"], found["flops_per_step"]
+    yield (
+        f"FLOPs per token   {per_token['full']:.4g} with attention counted in full, "
+        f"{per_token['causal']:.4g} counting only what causal attention sees"
+    )
+    yield (
+        f"FLOPs per step    {per_step['full']:.4g} and {per_step['causal']:.4g}, "
+        f"for {found['tokens_per_step']:,} tokens"
+    )
+    axes = " x ".join(f"{axis} {size}" for axis, size in found["mesh"].items())
+    yield f"mesh              {axes}: {devices['count']} x {devices['kind']}"
+    yield ""
+    yield "sharding of the parameters"
+    rows = [("path", "shape", "dtype", "spec", "bytes per device")]
+    rows += [
+        (
+            row["path"],
+            " x ".join(map(str, row["shape"])),
+            row["dtype"],
+            "(" + ", ".join(str(axis) for axis in row["spec"]) + ")" if row["spec"] else "replicated",
+            f"{row['bytes_per_device']:,}",
+        )
+        for row in found["sharding"]
+    ]
+    yield from _table(rows)
+    yield ""
+    yield "memory on each device, predicted by compiling the training step for these devices"
+    yield from _table(
+        [(name.replace("_", " "), _size(size)) for name, size in found["memory_per_device"].items()]
+    )
+    if "run" in found:
+        yield from _run_lines(found["run"])
+
+
+def _run_lines(run: Mapping[str, Any]) -> Iterator[str]:
+    yield ""
+    yield f"run {run['run']}: step {run['step']}, checkpoints {', '.join(map(str, run['checkpoints']))}"
+    yield from _table([(name, f"{value:.6g}") for name, value in run["metrics"].items()])
+    yield ""
+    rows = [("parameter", "norm", "root mean square")]
+    yield from _table(rows + [(p, f"{n['norm']:.5g}", f"{n['rms']:.5g}") for p, n in run["norms"].items()])
+
+
+def _description_lines(value: Mapping[str, Any], indent: str) -> Iterator[str]:
+    for name, item in value.items():
+        if isinstance(item, Mapping):
+            yield f"{indent}{name}: {item['kind']}"
+            yield from _description_lines(item, indent + "  ")
+        elif name != "kind":
+            yield f"{indent}{name}: {'none' if item is None else item}"
+
+
+def _table(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
+    widths: dict[int, int] = collections.defaultdict(int)
+    for row in rows:
+        for column, cell in enumerate(row):
+            widths[column] = max(widths[column], len(cell))
+    for row in rows:
+        yield ("  " + "  ".join(cell.ljust(widths[column]) for column, cell in enumerate(row))).rstrip()
+
+
+def _size(count: int) -> str:
+    for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= scale:
+            return f"{count / scale:.1f} {unit}"
+    return f"{count} bytes"
