@@ -64,15 +64,18 @@ class StreamWriter:
         self.length = 0
         self.bytes = 0
 
-    def write(self, texts: Sequence[str]) -> None:
-        """Appends documents."""
-        for text, ids in zip(texts, self._tokenizer.encode_batch(texts), strict=True):
+    def write(self, pieces: Sequence[tuple[str, bool]]) -> None:
+        """Appends (text, whether it opens a document), texts that do not go on with the document before."""
+        ids = self._tokenizer.encode_batch([text for text, _ in pieces])
+        for (text, opens), encoded in zip(pieces, ids, strict=True):
+            if opens:
+                self._starts.write(np.int64(self.length).tobytes())
+                encoded = [self._tokenizer.end_of_text, *encoded]
             data = text.encode()
-            self._starts.write(np.int64(self.length).tobytes())
-            self._tokens.write(np.array([self._tokenizer.end_of_text, *ids], self._dtype).tobytes())
+            self._tokens.write(np.array(encoded, self._dtype).tobytes())
             if self._text:
                 self._text.write(data)
-            self.length += 1 + len(ids)
+            self.length += len(encoded)
             self.bytes += len(data)
 
     def __enter__(self) -> StreamWriter:

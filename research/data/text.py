@@ -11,7 +11,7 @@ from typing import Literal
 from research.data.cache import build_once, cache_directory, content_hash
 from research.data.documents import Corpus, Source
 from research.data.stream import StreamWriter, TokenStream
-from research.data.tokenizer import Tokenizer
+from research.data.tokenizer import Tokenizer, cut
 from research.errors import UserError, nearest
 
 _FORMAT = 1
@@ -19,7 +19,7 @@ _FORMAT = 1
 _CHUNK = 1 << 22
 """Characters tokenised and written at once."""
 _TOKENIZER_SAMPLE = 1 << 27
-"""Bytes of training text that a tokenizer is trained on, at most (whole documents, evenly spread)."""
+"""Bytes of training text that a tokenizer is trained on, at most (evenly spread)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,26 +116,26 @@ class TextData:
 
     def _train(self, corpus: _Lazy, vocabulary: int, report: Callable[[str], None]) -> Tokenizer:
         if self.tokenizer == "characters":
-            return Tokenizer.characters(text for _, text in self._pieces(corpus.get()))
+            return Tokenizer.characters(text for _, text in self._texts(corpus.get()))
         keep = _TOKENIZER_SAMPLE / max(corpus.get().bytes, 1)
         report(f"training a byte-level BPE tokenizer of {vocabulary} tokens")
-        pieces = enumerate(text for part, text in self._pieces(corpus.get()) if part == "train")
-        sample = (text for i, text in pieces if int((i + 1) * keep) > int(i * keep) or keep >= 1)
+        texts = (text for part, text in self._texts(corpus.get()) if part == "train")
+        pieces = enumerate(piece for text in texts for piece in cut(text))
+        sample = (piece for i, piece in pieces if keep >= 1 or int((i + 1) * keep) > int(i * keep))
         return Tokenizer.train_bpe(sample, vocabulary)
 
     def _tokenise(
         self, corpus: _Lazy, tokenizer: Tokenizer, directory: Path, report: Callable[[str], None]
     ) -> None:
-        pieces = self._pieces(corpus.get())
+        texts = self._texts(corpus.get())
         report("tokenising")
         with (
             StreamWriter(directory / "train", tokenizer) as train,
             StreamWriter(directory / "valid", tokenizer, keep_text=True) as valid,
         ):
-            writers = {"train": train, "valid": valid}
-            for chunk in _chunks(pieces):
-                for part, writer in writers.items():
-                    writer.write([text for p, text in chunk if p == part])
+            for chunk in _chunks(texts, tokenizer):
+                train.write(chunk["train"])
+                valid.write(chunk["valid"])
         for purpose, writer in (("training", train), ("validation", valid)):
             if not writer.bytes:
                 advice = (
@@ -146,7 +146,7 @@ class TextData:
                     f"{self.valid_fraction:g}; {advice}"
                 )
 
-    def _pieces(self, corpus: Corpus) -> Iterator[tuple[Literal["train", "valid"], str]]:
+    def _texts(self, corpus: Corpus) -> Iterator[tuple[Literal["train", "valid"], str]]:
         """Yields (split, text) for every document or part of one, empty ones left out."""
         own = corpus.valid is not None
         for document in corpus.train:
@@ -207,13 +207,17 @@ def _share(path: str) -> float:
     return int.from_bytes(hashlib.blake2b(path.encode(), digest_size=8).digest(), "big") / 2**64
 
 
-def _chunks(pieces: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
-    chunk: list[tuple[str, str]] = []
+def _chunks(
+    texts: Iterable[tuple[str, str]], tokenizer: Tokenizer
+) -> Iterator[dict[str, list[tuple[str, bool]]]]:
+    """Yields about `_CHUNK` characters at a time, by split: pieces, and whether each opens a document."""
+    chunk: dict[str, list[tuple[str, bool]]] = {"train": [], "valid": []}
     size = 0
-    for piece in pieces:
-        chunk.append(piece)
-        size += len(piece[1])
-        if size >= _CHUNK:
-            yield chunk
-            chunk, size = [], 0
+    for part, text in texts:
+        for i, piece in enumerate(tokenizer.pieces(text)):
+            chunk[part].append((piece, i == 0))
+            size += len(piece)
+            if size >= _CHUNK:
+                yield chunk
+                chunk, size = {"train": [], "valid": []}, 0
     yield chunk

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -16,8 +17,25 @@ END_OF_TEXT = "<|endoftext|>"
 
 _END_OF_TEXT_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
 
+_PIECE = 1 << 20
+"""Characters of a long text that are encoded at once."""
+_SEAM = re.compile(r"(?<=[\w!-~])\n(?=[\w!-~])")
+"""A line break between visible characters: a word of its own by GPT-2's rule, so text may be cut there."""
+
 # Unset, the library warns at every later fork (data workers, subprocesses) and switches its threads off.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+
+
+def cut(text: str, size: int = _PIECE) -> list[str]:
+    """Cuts ``text`` into pieces of about ``size`` characters that byte-level BPE encodes as the whole.
+
+    The library takes some hundred bytes of memory for every token of a text, and one core for all of it.
+    """
+    pieces, start = [], 0
+    while len(text) - start > size and (seam := _SEAM.search(text, start + size)):
+        pieces.append(text[start : seam.end()])
+        start = seam.end()
+    return [*pieces, text[start:]]
 
 
 class Tokenizer:
@@ -46,6 +64,7 @@ class Tokenizer:
         self.end_of_text: int = found[0]
         # What `characters` makes: the library silently drops a character that such a vocabulary lacks.
         self._characters = isinstance(backend.decoder, decoders.Fuse) and backend.pre_tokenizer is None
+        self._can_cut = self._characters or isinstance(backend.pre_tokenizer, pre_tokenizers.ByteLevel)
 
     @classmethod
     def train_bpe(cls, texts: Iterable[str], vocabulary: int) -> Tokenizer:
@@ -126,6 +145,10 @@ class Tokenizer:
                 if len(text) != len(encoded):
                     self._refuse(text)
         return ids
+
+    def pieces(self, text: str) -> list[str]:
+        """Cuts a long text into pieces whose tokens, one after another, are those of the text; see `cut`."""
+        return cut(text) if self._can_cut else [text]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text of ``ids``, special tokens left out; bytes that are not UTF-8 become U+FFFD."""

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from research.data import builder
+from research.data import builder, text
 from research.data.cache import build_once
 from research.data.text import TextData
-from research.data.tokenizer import Tokenizer
+from research.data.tokenizer import Tokenizer, cut
 from research.errors import UserError
 
 
@@ -78,13 +78,13 @@ def test_a_document_keeps_its_split_when_others_come_and_the_corpus_moves(corpus
 
 @pytest.mark.parametrize("kind", ["bpe", "characters"])
 def test_tail_holds_out_the_end_without_breaking_characters(tmp_path, kind):
-    text = "äöü漢字🤖" * 100
-    (tmp_path / "t.txt").write_text(text)
+    content = "äöü漢字🤖" * 100
+    (tmp_path / "t.txt").write_text(content)
     data = TextData(source="files", path=str(tmp_path / "t.txt"), tokenizer=kind, split="tail")
     prepared = data.prepare(vocabulary=300)
-    assert documents(prepared, prepared.train) == [text[:540]]
-    assert documents(prepared, prepared.valid) == [text[540:]]
-    assert prepared.valid.bytes == len(text[540:].encode())
+    assert documents(prepared, prepared.train) == [content[:540]]
+    assert documents(prepared, prepared.valid) == [content[540:]]
+    assert prepared.valid.bytes == len(content[540:].encode())
 
 
 def test_characters_cover_the_validation_text(tmp_path):
@@ -133,6 +133,21 @@ def test_large_vocabularies_are_stored_in_32_bits(corpus, tmp_path):
     assert set(documents(prepared, prepared.train)) <= {p.read_text() for p in corpus.iterdir()}
 
 
+def test_long_documents_are_encoded_in_pieces_and_stay_whole(tmp_path, monkeypatch):
+    lines = (f"line {i}\n" + "  indented\n\n" * (i % 3) for i in range(500))
+    (tmp_path / "t.txt").write_text("".join(lines))
+    data = TextData(source="files", path=str(tmp_path / "t.txt"), split="tail")
+    whole = data.prepare(vocabulary=300)
+    monkeypatch.setenv("HEADWAY_CACHE", str(tmp_path / "other"))
+    monkeypatch.setattr(text, "_CHUNK", 150)
+    monkeypatch.setattr(Tokenizer, "pieces", lambda self, t: cut(t, 100))
+    cut_up = data.prepare(vocabulary=300, tokenizer=whole.tokenizer)
+    for one, other in ((whole.train, cut_up.train), (whole.valid, cut_up.valid)):
+        np.testing.assert_array_equal(one.tokens, other.tokens)
+        np.testing.assert_array_equal(one.starts, other.starts)
+        assert one.bytes == other.bytes
+
+
 @pytest.mark.skipif(
     "HEADWAY_DATA" not in os.environ, reason="set HEADWAY_DATA to the directory with data sets"
 )
@@ -148,7 +163,8 @@ def test_tiny_shakespeare_is_split_as_published():
 def test_processes_that_prepare_at_once_agree(corpus, cache):
     program = (
         "import sys; from research.data.text import TextData as T; "
-        "p = T(source='files', path=sys.argv[1]).prepare(vocabulary=300); print(len(p.train), len(p.valid))"
+        "p = T(source='files', path=sys.argv[1]).prepare(vocabulary=300); "
+        "print(len(p.train), len(p.valid))"
     )
     command = [sys.executable, "-c", program, str(corpus)]
     runs = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from research.data.tokenizer import END_OF_TEXT, Tokenizer
+from research.data.tokenizer import END_OF_TEXT, Tokenizer, cut
 from research.errors import UserError
 
 CORPUS = [
@@ -41,6 +41,21 @@ def test_bpe_round_trip_of_any_text(bpe, text):
     assert bpe.decode(ids) == text
     assert bpe.end_of_text not in ids
     assert all(0 <= i < bpe.vocabulary for i in ids)
+
+
+LINES = st.text(st.sampled_from("ab1.'_ \n\t\r\x1c\x85\u2028é漢s"), max_size=120)
+
+
+@given(text=LINES, size=st.integers(1, 20))
+def test_pieces_encode_as_the_whole(bpe, text, size):
+    pieces = cut(text, size)
+    assert "".join(pieces) == text
+    assert [i for ids in bpe.encode_batch(pieces) for i in ids] == bpe.encode(text)
+
+
+def test_visible_lines_are_cut_and_others_are_not():
+    assert cut("ab\ncd\nef\ngh", 3) == ["ab\ncd\n", "ef\ngh"]
+    assert cut("ab\n\ncd\n ef", 1) == ["ab\n\ncd\n ef"]
 
 
 def test_bpe_learns_merges_and_stays_within_the_vocabulary(bpe):
