@@ -265,7 +265,8 @@ def _evaluate(target: str, options: Evaluate, overrides: Mapping[str, str]) -> N
     if options.json:
         print(json.dumps(found))
     else:
-        text = f"all of {data.path}" if whole else "its validation text"
+        part = "all" if whole else "the validation part"
+        text = f"{part} of {data.path or data.source}"
         size = f"{found['bytes']:,} bytes, {found['tokens']:,} tokens"
         print(f"{target} at step {trained.step}, on {text} ({size}):")
         print(f"  {found['bits_per_byte']:.4f} bits per byte, {found['loss']:.4f} nats per token, ", end="")
@@ -303,12 +304,14 @@ def _show(target: str, options: Show, overrides: Mapping[str, str]) -> None:
 
     from research.training.summary import run_summary, summary, text
 
-    found = summary(experiment)
     if run:
         from research.training.trained import load
 
         trained = load(run, "newest")
+        found = summary(experiment, trained.functions)
         found["run"] = run_summary(trained.directory, trained.params, trained.step)
+    else:
+        found = summary(experiment)
     print(json.dumps(found) if options.json else text(found))
 
 

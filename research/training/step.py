@@ -91,7 +91,7 @@ def descent(
         key = key_for(seed, "dropout", state.step) if dropout else None
         total, sums = gradient(state.params, batch, key)
         weight = jnp.maximum(sums["weight"], 1.0)
-        norm = optax.global_norm(total) / weight
+        norm = optax.tree.norm(total) / weight
         factor = 1.0 / weight if clip is None else jnp.minimum(1.0, clip / jnp.maximum(norm, 1e-12)) / weight
         mean = jax.tree.map(lambda g: g * factor, total)
         updates, memory = optimizer.update(mean, state.optimizer, state.params)

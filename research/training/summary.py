@@ -18,15 +18,19 @@ from research.training.program import Functions, functions
 from research.training.run_directory import RunDirectory
 
 
-def summary(experiment: Experiment) -> dict[str, Any]:
+def summary(experiment: Experiment, parts: Functions | None = None) -> dict[str, Any]:
     """Returns description, parameters, FLOPs, shardings and memory, as JSON values.
 
     Memory is what the compiler assigns to the training step, compiled for the devices that are here.
 
+    Args:
+      experiment: the description.
+      parts: its functions, on the mesh to show; default: on the experiment's own mesh.
+
     Raises:
       UserError: the mesh does not fit the devices, or the strategy does not fit the parameters.
     """
-    parts = functions(experiment)
+    parts = functions(experiment) if parts is None else parts
     length, tokens = experiment.data.length, experiment.data.length * experiment.data.batch
     flops = {
         "full": training_flops_per_token(experiment.model, length, causal=False),

@@ -9,7 +9,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,8 @@ from research.data.packing import valid_batches
 from research.data.stream import StreamWriter, TokenStream
 from research.data.text import TextData
 from research.data.tokenizer import Tokenizer
-from research.inference.sampling import Decoding, sample
+from research.errors import UserError
+from research.inference.sampling import Apply, Decoding, sample
 from research.models.gpt import GPT
 from research.scale.mesh import make_mesh
 from research.training.checkpoint import restore
@@ -56,14 +57,21 @@ def load(path: str | Path, checkpoint: str = "best") -> Trained:
     directory = open_run(path)
     experiment = from_json(directory.description(), str(directory.experiment))
     step = directory.checkpoint_step(checkpoint)
-    # Whatever the run was trained on: all devices here, or as many as divide its batch.
-    devices = jax.devices()[: math.gcd(len(jax.devices()), experiment.data.batch)]
-    experiment = dataclasses.replace(experiment, sharding=Sharding())
-    parts = functions(experiment, make_mesh(devices=devices))
+    parts = _functions_here(experiment)
     name = "params" if experiment.ema is None else "average"
     restored = restore(directory, {name: getattr(parts.abstract_state, name)}, step)
     tokenizer = Tokenizer.load(directory.tokenizer)
     return Trained(directory, experiment, step, tokenizer, parts, restored.state[name])
+
+
+def _functions_here(experiment: Experiment) -> Functions:
+    """Returns the functions on the devices that are here (as many as divide the batch)."""
+    rows = experiment.data.batch // experiment.accumulate
+    mesh = make_mesh(devices=jax.devices()[: math.gcd(len(jax.devices()), rows)])
+    try:
+        return functions(dataclasses.replace(experiment, sharding=Sharding("fsdp")), mesh)
+    except UserError:  # a width that does not divide
+        return functions(dataclasses.replace(experiment, sharding=Sharding("replicated")), mesh)
 
 
 def evaluate(
@@ -101,7 +109,8 @@ def _all_of(data: TextData, tokenizer: Tokenizer) -> TokenStream:
     def build(directory: Path) -> None:
         with StreamWriter(directory / "text", tokenizer) as writer:
             for document in source.documents():
-                writer.write([document["text"]])
+                pieces = enumerate(tokenizer.pieces(document["text"]))
+                writer.write([(piece, number == 0) for number, piece in pieces])
 
     key = content_hash("all", source.fingerprint(), tokenizer.to_json())
     return TokenStream.open(build_once(cache_directory() / "tokens" / key, build) / "text")
@@ -145,7 +154,7 @@ def continuations(
     """
     texts = [tokenizer.encode(prompt) for prompt in prompts]
     drawn = sample(
-        model.build().apply,
+        cast(Apply, model.build().apply),
         params,
         model.empty_cache,
         [[tokenizer.end_of_text, *ids] for ids in texts],
