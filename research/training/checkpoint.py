@@ -8,11 +8,13 @@ a manifest of sizes and checksums: what a crash of the machine truncated is foun
 from __future__ import annotations
 
 import errno
+import functools
 import importlib.metadata
 import json
 import logging
 import os
 import platform
+import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -243,11 +245,10 @@ def restore(
                 f"checkpoint {step} of {directory.path} was written by another number of processes"
             )
         items["batches"] = grain.checkpoint.CheckpointRestore(batches)
-    try:
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
-            restored = reader.restore(folder.absolute(), args=ocp.args.Composite(**items))
-    except (ValueError, KeyError, OSError) as error:
-        raise UserError(_misfit(directory, record, error)) from error
+    if misfit := _misfit(folder / "state", abstract_state):
+        raise UserError(f"checkpoint {step} of {directory.path} does not fit: {misfit}{_upgrades(record)}")
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+        restored = reader.restore(folder.absolute(), args=ocp.args.Composite(**items))
     return Restored(step, restored["state"], record)
 
 
@@ -299,6 +300,8 @@ def _manager(
         keep.append(managers.EveryNSteps(policy.keep_every))
     options = ocp.CheckpointManagerOptions(
         preservation_policy=managers.AnyPreservationPolicy(keep),
+        best_fn=ranking,  # or the metrics are not written
+        best_mode="min",
         cleanup_tmp_directories=True,
         async_options=ocp.AsyncOptions(post_finalization_callback=committed),
     )
@@ -325,15 +328,35 @@ def _fingerprints(folder: Path) -> Iterator[tuple[str, list[int]]]:
         yield name, [size, checksum]
 
 
-def _misfit(directory: RunDirectory, record: Mapping[str, Any], error: Exception) -> str:
-    """Returns the line for a checkpoint that cannot be read, with the versions that changed."""
-    now = versions()
+def _misfit(folder: Path, abstract_state: Any) -> str | None:
+    """Returns the first array of a state that is not in the checkpoint in that shape; None if all are."""
+    import orbax.checkpoint as ocp
+
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        there = _shapes(reader.metadata(folder.absolute()).item_metadata.tree)
+    for name, shape in _shapes(abstract_state).items():
+        if name not in there:
+            return f"it has no {name}"
+        if there[name] != shape:
+            return f"{name} has shape {there[name]} there, {shape} here"
+    return None
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Returns path -> shape of the arrays of a tree."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves
+    }
+
+
+def _upgrades(record: Mapping[str, Any]) -> str:
+    """Returns which packages have changed since a checkpoint was written: the likely cause of a misfit."""
+    then, now = record["versions"], versions()
     changed = [
-        f"{name} {was} -> {now.get(name)}" for name, was in record["versions"].items() if now.get(name) != was
+        f"{name} {then[name]} -> {now[name]}" for name in now if then.get(name, now[name]) != now[name]
     ]
-    since = f" (changed since it was written: {', '.join(changed)})" if changed else ""
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return f"checkpoint {record['step']} of {directory.path} does not fit: {reason}{since}"
+    return f" (since it was written: {', '.join(changed)})" if changed else ""
 
 
 def _disk_error(error: BaseException) -> str | None:
@@ -347,6 +370,18 @@ def _disk_error(error: BaseException) -> str | None:
     return None
 
 
+@functools.cache
 def _silence() -> None:
-    """Keeps Orbax from logging tracebacks of errors that it also raises: the user gets one line."""
+    """Keeps errors that Orbax raises from being printed as well: the user gets one line.
+
+    It logs their tracebacks; and when one array of several cannot be written, TensorStore's threads report
+    the others to an event loop that has been closed, which Python prints as unraisable.
+    """
     logging.getLogger("absl").setLevel(logging.CRITICAL)
+    hook = sys.unraisablehook
+
+    def quiet(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            hook(unraisable)
+
+    sys.unraisablehook = quiet

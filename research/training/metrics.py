@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -12,7 +14,8 @@ from research.errors import UserError
 from research.training.run_directory import RunDirectory, write_atomically
 
 if TYPE_CHECKING:
-    from tensorboardX import SummaryWriter
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event
 
 _LAST = ("train/learning_rate",)  # a function of the step, so the mean over a window would only blur it
 
@@ -63,56 +66,76 @@ class Stopwatch:
 
 
 class MetricsWriter:
-    """Appends to metrics.jsonl and to TensorBoard event files.
+    """Appends to metrics.jsonl and to a TensorBoard event file, in the thread that calls.
 
-    A line is written with one system call, so a killed process leaves whole lines (a full disk may cut the
+    A line is written by one system call, so a killed process leaves whole lines (a full disk may cut the
     last, which the next run drops). Rows after the restored step are dropped, so no step is there twice.
+
+    Args:
+      directory: the run directory, claimed.
+      restored: step the run goes on from; 0 for a new one.
     """
 
     def __init__(self, directory: RunDirectory, restored: int) -> None:
         self._directory, self._restored = directory, restored
         kept = [row for row in directory.rows() if row["step"] <= restored]
-        with _disk(directory):
+        with self._disk():
             write_atomically(directory.metrics, "".join(json.dumps(row) + "\n" for row in kept))
-            self._file = open(directory.metrics, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
-        self._events: SummaryWriter | None = None
+            self._file = open(directory.metrics, "ab", buffering=0)  # noqa: SIM115 (closed by close)
+        self._events: EventsWriter | None = None
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Writes one line; ``UserError`` if the disk does not take it."""
-        with _disk(self._directory):
-            self._file.write(json.dumps({"step": step, **metrics}) + "\n")
-            self._file.flush()
+        line = json.dumps({"step": step, **metrics}).encode() + b"\n"
+        with self._disk():
+            if self._file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             if self._events is None:
                 self.open_events()
-            for name, value in metrics.items():
-                self._events.add_scalar(name, value, step)
+            self._events.write_event(_event(step, metrics))
 
     def open_events(self) -> None:
         """Opens the event file: after the first step, for the import takes a second beside PyTorch."""
-        from tensorboardX import SummaryWriter
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-        if self._restored == 0:
-            for file in self._directory.events.glob("events.out.tfevents.*"):
+        events = self._directory.events
+        if not self._restored:
+            for file in events.glob("events.out.tfevents.*"):
                 file.unlink()
-        purge = self._restored + 1 if self._restored else None
-        self._events = SummaryWriter(str(self._directory.events), purge_step=purge)
+        with self._disk():
+            self._events = EventsWriter(str(events / "events"), f".{self._restored}")
+            # Tells TensorBoard to drop what the sessions before have written for this and later steps.
+            log = SessionLog(status=SessionLog.START)
+            self._events.write_event(Event(step=self._restored + 1, wall_time=time.time(), session_log=log))
 
     def flush(self) -> None:
-        """Brings the event files to the disk (metrics.jsonl always is there)."""
+        """Brings the event file to the disk (metrics.jsonl always is there)."""
         if self._events:
-            with _disk(self._directory):
+            with self._disk():
                 self._events.flush()
 
     def close(self) -> None:
-        """Closes the files."""
+        """Closes the files; what a full disk does not take of the event file is lost."""
         self._file.close()
         if self._events:
-            self._events.close()
+            with contextlib.suppress(OSError):
+                self._events.close()
+
+    @contextlib.contextmanager
+    def _disk(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"cannot write the metrics of {self._directory.path}: {error.strerror}"
+            ) from error
 
 
-@contextlib.contextmanager
-def _disk(directory: RunDirectory) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"cannot write the metrics of {directory.path}: {error.strerror}") from error
+def _event(step: int, metrics: Mapping[str, float]) -> Event:
+    """Returns one TensorBoard event with all metrics of a row."""
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.proto.summary_pb2 import Summary
+
+    values = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
+    return Event(step=step, wall_time=time.time(), summary=Summary(value=values))

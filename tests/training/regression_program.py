@@ -29,7 +29,9 @@ WIDTH = 64
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["params", "momentum", "ballast", "step", "ok"], meta_fields=[]
+    jax.tree_util.register_dataclass,
+    data_fields=["params", "momentum", "ballast", "step", "ok"],
+    meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True)
 class State:
@@ -52,7 +54,7 @@ def build(
 ) -> SimpleNamespace:
     """A program over ``devices``; the batch of ``bad_step`` holds a NaN; every batch takes ``pause`` seconds.
 
-    ``ballast`` floats of noise make the state as large as a test needs.
+    Eight times ``ballast`` floats of noise make the state as large as a test needs.
     """
     mesh = jax.make_mesh((devices,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     rows, whole = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
@@ -60,12 +62,12 @@ def build(
         "w": jax.ShapeDtypeStruct((WIDTH,), jnp.float32, sharding=rows),
         "b": _scalar(jnp.float32, whole),
     }
-    noise = jax.ShapeDtypeStruct((ballast,), jnp.float32, sharding=whole)
+    noise = [jax.ShapeDtypeStruct((ballast,), jnp.float32, sharding=whole)] * 8
     abstract = State(vector, dict(vector), noise, _scalar(jnp.int32, whole), _scalar(jnp.bool_, whole))
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
 
     def init() -> State:
-        filler = jax.random.normal(jax.random.key(0), (ballast,))
+        filler = [jax.random.normal(jax.random.key(i), (ballast,)) for i in range(8)]
         zeros = {"w": jnp.zeros(WIDTH), "b": jnp.zeros(())}
         return State(zeros, jax.tree.map(jnp.copy, zeros), filler, jnp.int32(0), jnp.bool_(True))
 

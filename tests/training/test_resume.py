@@ -101,7 +101,7 @@ def test_ctrl_c_saves_and_handlers_are_put_back(tmp_path):
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     program = build()
     program.batches = signalling(program.batches, 3, signal.SIGINT)
-    with pytest.raises(StoppedError, match="SIGINT at step 3 of 20; saved in .*the same command goes on"):
+    with pytest.raises(StoppedError, match=r"SIGINT at step 3 of 20; saved in .*the same command goes on"):
         run(tmp_path, program, experiment())
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
     assert run_directory.open_run(tmp_path).newest() == 3

@@ -42,7 +42,10 @@ def test_the_lock_goes_with_the_process_that_holds_it(tmp_path):
     )
     with holder:
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(UserError, match=f"in use by process {holder.pid} on"), claim(tmp_path / "run", BASE):
+        with (
+            pytest.raises(UserError, match=f"in use by process {holder.pid} on"),
+            claim(tmp_path / "run", BASE),
+        ):
             pass
         holder.kill()
         holder.wait()
@@ -70,7 +73,9 @@ def test_a_different_experiment_is_refused_naming_the_fields(tmp_path):
     with claim(tmp_path, BASE):
         pass
     other = changed(model={"kind": "gpt", "layers": 6, "width": 64, "window": 3})
-    expected = r"different experiment: model.layers \(4 there, 6 now\), model.window \('absent' there, 3 now\);"
+    expected = (
+        r"different experiment: model.layers \(4 there, 6 now\), model.window \('absent' there, 3 now\);"
+    )
     with pytest.raises(UserError, match=expected), claim(tmp_path, other):
         pass
     assert open_run(tmp_path).description() == BASE
@@ -81,7 +86,10 @@ def test_a_different_experiment_is_refused_naming_the_fields(tmp_path):
 
 def test_a_directory_of_something_else_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("")
-    with pytest.raises(UserError, match=r"not empty and not a run directory \(it has thesis.tex\)"), claim(tmp_path, BASE):
+    with (
+        pytest.raises(UserError, match=r"not empty and not a run directory \(it has thesis.tex\)"),
+        claim(tmp_path, BASE),
+    ):
         pass
     assert [entry.name for entry in tmp_path.iterdir()] == ["thesis.tex"]
 
@@ -95,7 +103,10 @@ def test_a_directory_that_was_killed_while_being_made_is_taken_up(tmp_path):
 
 def test_a_path_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot use .*file/run as run directory"), claim(tmp_path / "file" / "run", BASE):
+    with (
+        pytest.raises(UserError, match=r"cannot use .*file/run as run directory"),
+        claim(tmp_path / "file" / "run", BASE),
+    ):
         pass
 
 
@@ -132,7 +143,9 @@ def test_checkpoints_by_name(tmp_path):
     assert directory.checkpoint_step("newest") == 120
     assert directory.checkpoint_step("best") == 10
     assert directory.checkpoint_step("40") == directory.checkpoint_step(40) == 40
-    with pytest.raises(UserError, match=r"no checkpoint 'last': choose newest, best or a step \(2, 5, 10, 40"):
+    with pytest.raises(
+        UserError, match=r"no checkpoint 'last': choose newest, best or a step \(2, 5, 10, 40"
+    ):
         directory.checkpoint_step("last")
 
 

@@ -1,0 +1,58 @@
+"""``kill -9`` of real processes at random moments: the run goes on, and ends where an unharmed one does."""
+
+import random
+import time
+
+import pytest
+from test_resume import finish, lines, start
+
+from research.training import checkpoint, run_directory
+
+SAVE = 3
+
+
+def kill_at_random(path, steps, seed):
+    """Starts the run, kills it some time after its first new step; returns how many steps it had logged."""
+    process = start(path, "--steps", steps, "--save", SAVE, "--pause", 0.005)
+    with process:
+        for line in process.stderr:
+            if line.startswith("step "):
+                break
+        time.sleep(random.Random(seed).uniform(0.0, 0.6))
+        process.kill()
+    rows = run_directory.open_run(path).rows()
+    return rows[-1]["step"] if rows else 0
+
+
+def check_killed(path, steps, kills, straight):
+    resumed = 0
+    for seed in range(kills):
+        logged = kill_at_random(path, steps, seed)
+        directory = run_directory.open_run(path)
+        saved = directory.newest() if directory.steps() else 0
+        # An older one may have been killed in the middle of its deletion; those that are to be kept are whole.
+        kept = directory.steps()[-2:]
+        assert [checkpoint.damage(directory, step) for step in kept] == [None] * len(kept)
+        # What was being saved while the process died may be lost, and nothing before it.
+        assert saved >= resumed
+        assert logged - saved < 2 * SAVE + 1
+        resumed = saved
+    code, out, err = finish(path, "--steps", steps, "--save", SAVE)
+    assert code == 0, err
+    assert ("resumed from step" in err) == (resumed > 0)
+    assert out == straight
+    return directory
+
+
+def test_a_killed_run_goes_on(tmp_path):
+    _, straight, _ = finish(tmp_path / "straight", "--steps", 40, "--save", SAVE)
+    check_killed(tmp_path / "killed", 40, 1, straight)
+    assert lines(tmp_path / "killed") == lines(tmp_path / "straight")
+
+
+@pytest.mark.slow
+def test_a_run_killed_many_times_goes_on(tmp_path):
+    steps = 60
+    _, straight, _ = finish(tmp_path / "straight", "--steps", steps, "--save", SAVE)
+    check_killed(tmp_path / "killed", steps, 8, straight)
+    assert lines(tmp_path / "killed") == lines(tmp_path / "straight")
