@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Literal
@@ -14,12 +15,12 @@ from research.data.stream import StreamWriter, TokenStream
 from research.data.tokenizer import Tokenizer, cut
 from research.errors import UserError, nearest
 
-_FORMAT = 1
+_FORMAT = 2
 """Part of every cache key: raise it when what is cached changes."""
 _CHUNK = 1 << 22
 """Characters tokenised and written at once."""
-_TOKENIZER_SAMPLE = 1 << 27
-"""Bytes of training text that a tokenizer is trained on, at most (evenly spread)."""
+_SAMPLE = 1 << 11
+"""Bytes of training text per token of the vocabulary that BPE is trained on, at most; evenly spread."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,11 +118,11 @@ class TextData:
     def _train(self, corpus: _Lazy, vocabulary: int, report: Callable[[str], None]) -> Tokenizer:
         if self.tokenizer == "characters":
             return Tokenizer.characters(text for _, text in self._texts(corpus.get()))
-        keep = _TOKENIZER_SAMPLE / max(corpus.get().bytes, 1)
+        keep = min(1.0, _SAMPLE * vocabulary / max(corpus.get().bytes, 1))
         report(f"training a byte-level BPE tokenizer of {vocabulary} tokens")
         texts = (text for part, text in self._texts(corpus.get()) if part == "train")
         pieces = enumerate(piece for text in texts for piece in cut(text))
-        sample = (piece for i, piece in pieces if keep >= 1 or int((i + 1) * keep) > int(i * keep))
+        sample = (piece for i, piece in pieces if math.floor(i * keep) > math.floor((i - 1) * keep))
         return Tokenizer.train_bpe(sample, vocabulary)
 
     def _tokenise(

@@ -17,7 +17,7 @@ END_OF_TEXT = "<|endoftext|>"
 
 _END_OF_TEXT_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
 
-_PIECE = 1 << 20
+_PIECE = 1 << 17
 """Characters of a long text that are encoded at once."""
 _SEAM = re.compile(r"(?<=[\w!-~])\n(?=[\w!-~])")
 """A line break between visible characters: a word of its own by GPT-2's rule, so text may be cut there."""

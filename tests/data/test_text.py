@@ -121,6 +121,20 @@ def test_cached_stages_are_not_repeated(corpus, offline):
     assert len(said) == 3
 
 
+@pytest.mark.parametrize(("per_token", "share"), [(1, 0.05), (10, 0.5), (10**6, 1.0)])
+def test_bpe_is_trained_on_an_even_sample(corpus, monkeypatch, per_token, share):
+    seen = []
+    train = Tokenizer.train_bpe
+    monkeypatch.setattr(text, "_SAMPLE", per_token)
+    monkeypatch.setattr(
+        Tokenizer, "train_bpe", lambda texts, n: train([t for t in texts if not seen.append(t)], n)
+    )
+    prepared = TextData(source="files", path=str(corpus)).prepare(vocabulary=300)
+    texts = documents(prepared, prepared.train)
+    assert set(seen) <= set(texts)
+    assert len(seen) / len(texts) == pytest.approx(share, rel=0.4)
+
+
 def test_large_vocabularies_are_stored_in_32_bits(corpus, tmp_path):
     letters = Tokenizer.characters([p.read_text() for p in corpus.iterdir()])
     tree = json.loads(letters.to_json())
@@ -155,7 +169,7 @@ def test_tiny_shakespeare_is_split_as_published():
     path = os.path.join(os.environ["HEADWAY_DATA"], "tinyshakespeare", "input.txt")
     data = TextData(source="files", path=path, tokenizer="characters", split="tail")
     prepared = data.prepare(vocabulary=66)
-    # nanoGPT, data/shakespeare_char/prepare.py: 65 characters, 1,003,854 and 111,540 of them. One <eot> each here.
+    # nanoGPT, data/shakespeare_char/prepare.py: 65 characters; 1,003,854 and 111,540 tokens, without <eot>.
     assert prepared.tokenizer.vocabulary == 65 + 1
     assert (len(prepared.train), len(prepared.valid)) == (1_003_854 + 1, 111_540 + 1)
 
