@@ -69,10 +69,13 @@ def pretrain(
     sharding = experiment.sharding
     mesh = make_mesh(sharding.data, sharding.fsdp, sharding.tensor, sharding.sequence)
     validate(experiment, mesh.shape)
+    # Everything the user can still get wrong comes before the run directory: a mistake leaves none behind.
+    prepared = experiment.data.prepare(vocabulary=experiment.model.vocabulary, report=report)
+    program = build(experiment, prepared)
+    program.batches()
     with claim(directory, to_json(experiment), primary=jax.process_index() == 0) as run:
-        prepared = experiment.data.prepare(vocabulary=experiment.model.vocabulary, report=report)
         run.keep_tokenizer(prepared.tokenizer.to_json())
-        outcome = train(build(experiment, prepared), experiment, run, display=Display(), profile=profile)
+        outcome = train(program, experiment, run, display=Display(), profile=profile)
         return _result(experiment, directory, prepared, outcome, report)
 
 
