@@ -50,6 +50,7 @@ def _cudnn_lacks(request: Request) -> str | None:
 def _reference_lacks(request: Request) -> str | None:
     """The reference engine serves everything."""
     del request
+    return None
 
 
 LACKS = {"cudnn": _cudnn_lacks, "reference": _reference_lacks}

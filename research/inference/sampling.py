@@ -160,5 +160,5 @@ def sample(
     for row, prompt in zip(padded, kept, strict=True):
         row[: len(prompt)] = prompt
     generate = sampler(apply, empty_cache, tokens=tokens, how=how or Decoding(), stop=stop)
-    rows = np.asarray(generate(params, padded, lengths, jax.random.key(seed)))
+    rows = np.asarray(generate(params, jnp.asarray(padded), jnp.asarray(lengths), jax.random.key(seed)))
     return [row[: next((i for i, token in enumerate(row) if token in stop), len(row))].tolist() for row in rows]

@@ -126,7 +126,7 @@ class Stack(nn.Module):
 
         def apply(x: Array, layer: Any) -> tuple[Array, KeyValues | None]:
             params, cache, key = layer
-            return block.apply({"params": params}, x, context, cache, key)
+            return block.apply({"params": params}, x, context, cache, key)  # type: ignore[return-value]
 
         if self.remat != "none":
             apply = jax.checkpoint(apply, policy=POLICIES[self.remat], prevent_cse=self.depth == "unroll")

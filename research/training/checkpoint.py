@@ -292,7 +292,7 @@ def _manager(
     _silence()
     managers = ocp.checkpoint_managers
     # BestN keeps the last in order: the lowest loss.
-    keep: list[managers.PreservationPolicy] = [
+    keep: list[Any] = [
         managers.LatestN(policy.keep_last),
         managers.BestN(get_metric_fn=ranking, reverse=True, n=1, keep_checkpoints_without_metrics=False),
     ]

@@ -92,6 +92,7 @@ class MetricsWriter:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             if self._events is None:
                 self.open_events()
+            assert self._events is not None
             self._events.write_event(_event(step, metrics))
 
     def open_events(self) -> None:

@@ -67,7 +67,7 @@ class Functions:
 
     mesh: Mesh
     abstract_state: State
-    abstract_batch: Batch
+    abstract_batch: dict[str, jax.ShapeDtypeStruct]
     init: Callable[[], State]
     step: Step
     loss: Loss
@@ -168,7 +168,7 @@ def place_rows(sharding: NamedSharding, batch: dict[str, np.ndarray]) -> Batch:
 
 
 def evaluation(
-    loss: Loss, batches: ValidBatches, stream: TokenStream, place: Callable[[dict[str, np.ndarray]], Batch]
+    loss: Loss, batches: ValidBatches, stream: TokenStream, place: Callable[[Any], Batch]
 ) -> Callable[[State], dict[str, float]]:
     """Returns state -> {"valid/loss" in nats per token, "valid/bits_per_byte" of the text}.
 
