@@ -148,7 +148,8 @@ class _Loop:
 
     def outcome(self) -> Outcome:
         """Waits for the last save and sums up."""
-        self.checkpoints.wait()
+        with self.watch.paused():
+            self.checkpoints.wait()
         timed = self.step - self.warm
         rate = timed * self.program.tokens_per_step / self.watch.seconds() if timed > 0 else 0.0
         return Outcome(self.state, self.step, self.validation[1], self._seconds(), rate)
@@ -239,7 +240,7 @@ class _Loop:
             process = f"-process{jax.process_index()}" if jax.process_count() > 1 else ""
             file = self.directory.path / f"batch-step{step}{process}.npz"
             with contextlib.suppress(OSError):  # the error below matters more
-                np.savez(file, **batch)
+                np.savez(file, **batch)  # type: ignore[arg-type]
         raise NonFiniteError(step, path, str(file))
 
     def _validation_there(self) -> dict[str, float]:
