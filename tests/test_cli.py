@@ -71,13 +71,6 @@ def test_a_mistake_is_one_line_on_standard_error_and_exit_code_2(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_directory_that_is_no_run_is_refused_and_left_alone(capsys, tmp_path):
-    (tmp_path / "thesis.tex").write_text("precious")
-    code, _, err = run(capsys, "train", QUICKSTART, "--workdir", str(tmp_path))
-    assert code == 2 and "thesis.tex" in err and err.count("\n") == 1
-    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
-
-
 def test_an_experiment_with_a_bug_of_its_own_is_named_by_file_and_line(capsys, tmp_path):
     (tmp_path / "bug.py").write_text("def experiment():\n    return 1 / 0\n")
     code, _, err = run(capsys, "show", str(tmp_path / "bug.py"))
