@@ -66,17 +66,13 @@ def to_json(description: Any) -> Any:
     return description
 
 
-def from_json(value: Any, where: str = "experiment") -> Experiment:
+def from_json(value: Any) -> Experiment:
     """Returns the experiment that ``to_json`` wrote, exactly; a field that is left out takes its default.
-
-    Args:
-      value: parsed JSON.
-      where: what to call the whole in errors, such as the file's name.
 
     Raises:
       UserError: unknown field or kind, or a value of the wrong type; names the path and the nearest choice.
     """
-    return decode(Experiment, value, where)
+    return decode(Experiment, value, "experiment")
 
 
 def decode(declared: Any, value: Any, where: str) -> Any:
@@ -171,18 +167,19 @@ def load_experiment(path: str | Path) -> Experiment:
     if not path.is_file():
         siblings = [str(p) for p in path.parent.glob("*") if p.is_dir() or p.suffix in (".py", ".json")]
         raise UserError(f"{path}: no such experiment file or run directory{nearest(str(path), siblings)}")
-    if path.suffix == ".json":
-        try:
-            return from_json(json.loads(path.read_text()), str(path))
-        except ValueError as error:
-            raise UserError(f"{path}: not JSON: {error}") from None
-    if path.suffix != ".py":
+    if path.suffix not in (".py", ".json"):
         raise UserError(
             f"{path}: an experiment is a .py file with a function experiment(), or a run directory"
         )
-    described = _call_experiment(path)
-    # Through JSON and back: checks the types of what the file wrote, and that it can be saved.
-    return from_json(to_json(described), str(path))
+    try:
+        # Through JSON and back: checks the types of what the file wrote, and that it can be saved.
+        value = json.loads(path.read_text()) if path.suffix == ".json" else to_json(_call_experiment(path))
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON: {error}") from None
+    try:
+        return from_json(value)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def _call_experiment(path: Path) -> Experiment:

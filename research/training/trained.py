@@ -26,7 +26,7 @@ from research.inference.sampling import Apply, Decoding, sample
 from research.models.gpt import GPT
 from research.scale.mesh import make_mesh
 from research.training.checkpoint import restore
-from research.training.description import from_json
+from research.training.description import load_experiment
 from research.training.experiment import Experiment, Sharding
 from research.training.program import Functions, evaluation, functions, place_rows
 from research.training.run_directory import RunDirectory, open_run
@@ -55,7 +55,7 @@ def load(path: str | Path, checkpoint: str = "best") -> Trained:
       UserError: no run directory, no such checkpoint, or one that is damaged.
     """
     directory = open_run(path)
-    experiment = from_json(directory.description(), str(directory.experiment))
+    experiment = load_experiment(directory.experiment)
     step = directory.checkpoint_step(checkpoint)
     parts = _functions_here(experiment)
     name = "params" if experiment.ema is None else "average"
