@@ -166,14 +166,20 @@ def load_experiment(path: str | Path) -> Experiment:
         path = path / "experiment.json"
     if not path.is_file():
         siblings = [str(p) for p in path.parent.glob("*") if p.is_dir() or p.suffix in (".py", ".json")]
-        raise UserError(f"{path}: no such experiment file or run directory{nearest(str(path), siblings)}")
+        raise UserError(
+            f"{path}: no such experiment file or run directory{_did_you_mean(str(path), siblings)}"
+        )
     if path.suffix not in (".py", ".json"):
         raise UserError(
             f"{path}: an experiment is a .py file with a function experiment(), or a run directory"
         )
     try:
         # Through JSON and back: checks the types of what the file wrote, and that it can be saved.
-        value = json.loads(path.read_text()) if path.suffix == ".json" else to_json(_call_experiment(path))
+        value = (
+            json.loads(path.read_text(encoding="utf-8"))
+            if path.suffix == ".json"
+            else to_json(_call_experiment(path))
+        )
     except ValueError as error:
         raise UserError(f"{path}: not JSON: {error}") from None
     try:
