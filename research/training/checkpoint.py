@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import jax
+from jax.experimental import multihost_utils
 
 from research.errors import UserError
 from research.training.run_directory import RunDirectory, ranking, write_atomically
@@ -151,6 +152,7 @@ class Checkpoints:
         steps = self._directory.steps()
         for step in reversed(steps):
             flaw = damage(self._directory, step)
+            _barrier()
             if flaw is None:
                 return restore(self._directory, abstract_state, step, batches, verified=True)
             note(f"checkpoint {step} is damaged ({flaw}): falling back to the one before")
@@ -161,12 +163,17 @@ class Checkpoints:
 
     def _set_aside(self, step: int) -> None:
         """Moves a damaged checkpoint away: training will come to its step again and needs the name."""
+        if self._directory.primary:
+            self._move_away(step)
+        _barrier()
+        self._manager.reload()
+
+    def _move_away(self, step: int) -> None:
         folder = self._directory.path / "damaged"
         folder.mkdir(exist_ok=True)
         names = (f"{step}" if not i else f"{step}-{i}" for i in range(1000))
         target = next(folder / name for name in names if not (folder / name).exists())
         (self._directory.checkpoints / str(step)).rename(target)
-        self._manager.reload()
 
     def _write_manifest(self) -> None:
         """Called by Orbax, in its thread, when all is written but not yet committed (renamed)."""
@@ -326,6 +333,12 @@ def _fingerprints(folder: Path) -> Iterator[tuple[str, list[int]]]:
             while chunk := file.read(_CHUNK):
                 checksum = zlib.crc32(chunk, checksum)
         yield name, [size, checksum]
+
+
+def _barrier() -> None:
+    """Waits for the other processes of the run."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("checkpoint")
 
 
 def _misfit(folder: Path, abstract_state: Any) -> str | None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from research.errors import NonFiniteError, StoppedError, UserError
 from research.training.checkpoint import Checkpoints
@@ -122,12 +123,14 @@ class _Loop:
     def run(self) -> None:
         """Steps until the end, a signal, or an error."""
         program, last = self.program, self.experiment.steps
-        while self.step < last and self.interrupt.received is None:
+        while self.step < last and not self._stopping():
             if self.profile and self.step + 1 == self.profile[0]:
                 self._settle()
                 jax.profiler.start_trace(str(self.directory.path / "profile"))
             batch = next(self.batches)
-            self.state, metrics = program.step(self.state, program.place(batch))
+            with jax.transfer_guard_host_to_device("allow"):  # to place a batch is to transfer it
+                placed = program.place(batch)
+            self.state, metrics = program.step(self.state, placed)
             self.step += 1
             before, self.pending = self.pending, (self.step, batch, metrics)
             if before:
@@ -137,14 +140,25 @@ class _Loop:
         if self.step < last:
             self._save({})
             self.checkpoints.wait()
+            cause = self.interrupt.received or "a signal to another process"
             raise StoppedError(
-                f"stopped by {self.interrupt.received} at step {self.step} of {last}; saved in"
-                f" {self.directory.path}: the same command goes on from there"
+                f"stopped by {cause} at step {self.step} of {last}; saved in {self.directory.path}:"
+                " the same command goes on from there"
             )
         if self.validation[0] != self.step or not self.validation[1]:
             self._evaluate()
         if self.saved != self.step:
             self._save(self.validation[1])
+
+    def _stopping(self) -> bool:
+        """Returns whether a signal asks to stop; several processes agree on it, at the steps that log."""
+        asked = self.interrupt.received is not None
+        if jax.process_count() == 1:
+            return asked
+        if self.step % self.experiment.log_every:
+            return False
+        with jax.transfer_guard("allow"):
+            return bool(multihost_utils.process_allgather(np.array(asked)).any())
 
     def outcome(self) -> Outcome:
         """Waits for the last save and sums up."""

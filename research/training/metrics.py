@@ -69,7 +69,8 @@ class MetricsWriter:
     """Appends to metrics.jsonl and to a TensorBoard event file, in the thread that calls.
 
     A line is written by one system call, so a killed process leaves whole lines (a full disk may cut the
-    last, which the next run drops). Rows after the restored step are dropped, so no step is there twice.
+    last, which the next run drops). Rows after the restored step are dropped, so no step is there twice. Only
+    the primary process of a run writes.
 
     Args:
       directory: the run directory, claimed.
@@ -78,25 +79,33 @@ class MetricsWriter:
 
     def __init__(self, directory: RunDirectory, restored: int) -> None:
         self._directory, self._restored = directory, restored
+        self._events: EventsWriter | None = None
+        if not directory.primary:
+            return
         kept = [row for row in directory.rows() if row["step"] <= restored]
         with self._disk():
             write_atomically(directory.metrics, "".join(json.dumps(row) + "\n" for row in kept))
             self._file = open(directory.metrics, "ab", buffering=0)  # noqa: SIM115 (closed by close)
-        self._events: EventsWriter | None = None
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Writes one line; ``UserError`` if the disk does not take it."""
+        if not self._directory.primary:
+            return
         line = json.dumps({"step": step, **metrics}).encode() + b"\n"
         with self._disk():
             if self._file.write(line) != len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            if self._events is None:
-                self.open_events()
-            assert self._events is not None
-            self._events.write_event(_event(step, metrics))
+            self._opened().write_event(_event(step, metrics))
 
     def open_events(self) -> None:
         """Opens the event file: after the first step, for the import takes a second beside PyTorch."""
+        if self._directory.primary:
+            with self._disk():
+                self._opened()
+
+    def _opened(self) -> EventsWriter:
+        if self._events is not None:
+            return self._events
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event, SessionLog
 
@@ -104,11 +113,11 @@ class MetricsWriter:
         if not self._restored:
             for file in events.glob("events.out.tfevents.*"):
                 file.unlink()
-        with self._disk():
-            self._events = EventsWriter(str(events / "events"), f".{self._restored}")
-            # Tells TensorBoard to drop what the sessions before have written for this and later steps.
-            log = SessionLog(status=SessionLog.START)
-            self._events.write_event(Event(step=self._restored + 1, wall_time=time.time(), session_log=log))
+        self._events = EventsWriter(str(events / "events"), f".{self._restored}")
+        # Tells TensorBoard to drop what the sessions before have written for this and later steps.
+        log = SessionLog(status=SessionLog.START)
+        self._events.write_event(Event(step=self._restored + 1, wall_time=time.time(), session_log=log))
+        return self._events
 
     def flush(self) -> None:
         """Brings the event file to the disk (metrics.jsonl always is there)."""
@@ -118,7 +127,8 @@ class MetricsWriter:
 
     def close(self) -> None:
         """Closes the files; what a full disk does not take of the event file is lost."""
-        self._file.close()
+        if self._directory.primary:
+            self._file.close()
         if self._events:
             with contextlib.suppress(OSError):
                 self._events.close()

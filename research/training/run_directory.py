@@ -36,6 +36,8 @@ class RunDirectory:
 
     path: Path
     """The directory itself."""
+    primary: bool = True
+    """Whether this process is the one of the run's processes that writes (but for checkpoints: all do)."""
 
     @property
     def experiment(self) -> Path:
@@ -123,6 +125,8 @@ class RunDirectory:
         Raises:
           UserError: the run has another tokenizer, so its data has changed since it was started.
         """
+        if not self.primary:
+            return
         if not self.tokenizer.exists():
             write_atomically(self.tokenizer, text)
         elif self.tokenizer.read_text(encoding="utf-8") != text:
@@ -164,7 +168,7 @@ def claim(path: Path | str, description: dict[str, Any], *, primary: bool = True
       UserError: the directory is in use, was made by another experiment, is something else altogether, or
         cannot be written.
     """
-    directory = RunDirectory(Path(path))
+    directory = RunDirectory(Path(path), primary)
     if not primary:
         yield directory
         return

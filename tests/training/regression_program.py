@@ -95,8 +95,10 @@ def build(
 
         return iter(grain.MapDataset.range(10**9).map(corrupt).batch(8).to_iter_dataset(_reads()))
 
+    mean_square = jax.jit(lambda w: jnp.mean((w - 1.0) ** 2))
+
     def evaluate(state: State) -> dict[str, float]:
-        error = float(jnp.mean((state.params["w"] - 1.0) ** 2))
+        error = float(mean_square(state.params["w"]))
         return {"valid/loss": error, "valid/bits_per_byte": 2 * error}
 
     def diagnose(state: State, batch: dict[str, Any]) -> str:
@@ -108,13 +110,20 @@ def build(
         init=jax.jit(init, out_shardings=shardings),
         step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)),
         batches=batches,
-        place=lambda batch: jax.device_put(batch, rows),
+        place=functools.partial(place, rows),
         evaluate=evaluate,
         diagnose=diagnose,
         tokens_per_step=8,
         flops_per_step=100.0,
         flops_per_step_causal=50.0,
     )
+
+
+def place(sharding: NamedSharding, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """Puts this process's rows of a batch on its devices."""
+    count, index = jax.process_count(), jax.process_index()
+    mine = {name: np.split(rows, count)[index] for name, rows in batch.items()}
+    return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in mine.items()}
 
 
 def experiment(
@@ -132,7 +141,8 @@ def experiment(
 
 def run(path: Path, program: Any, description: Experiment, **options: Any) -> loop.Outcome:
     """Claims the directory and trains, as the command does."""
-    with run_directory.claim(path, dataclasses.asdict(description)) as directory:
+    primary = jax.process_index() == 0
+    with run_directory.claim(path, dataclasses.asdict(description), primary=primary) as directory:
         return loop.train(program, description, directory, **{"display": Display(), **options})
 
 
@@ -154,8 +164,13 @@ def main() -> int:
     parser.add_argument("--pause", type=float, default=0.0)
     parser.add_argument("--limit", type=int, default=0, help="largest file, in bytes")
     parser.add_argument("--ballast", type=int, default=1)
+    parser.add_argument("--rank", type=int, help="index of this process, of two")
+    parser.add_argument("--port", type=int)
     arguments = parser.parse_args()
-    if arguments.devices > 1:
+    if arguments.rank is not None:
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(f"localhost:{arguments.port}", 2, arguments.rank)
+    elif arguments.devices > 1:
         jax.config.update("jax_num_cpu_devices", arguments.devices)
     if arguments.limit:
         import resource
@@ -169,7 +184,7 @@ def main() -> int:
     except (UserError, StoppedError) as error:
         print(error, file=sys.stderr)
         return error.exit_code
-    total = float(np.asarray(outcome.state.params["w"]).sum())
+    total = float(jnp.sum(outcome.state.params["w"]))
     print(f"w {total.hex()} steps {outcome.step}")
     return 0
 

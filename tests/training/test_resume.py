@@ -2,6 +2,7 @@
 
 import re
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -161,3 +162,38 @@ def test_a_state_of_eight_devices_goes_on_with_one_and_two(tmp_path):
         assert "resumed from step 10" in err
         # Eight devices add in another order, so not bit for bit.
         assert float.fromhex(out.split()[1]) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_train_stop_together_and_go_on(tmp_path, request):
+    def both(steps, *options):
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        common = ("--steps", steps, "--devices", 2, "--port", port, *options)
+        started = [start(tmp_path / "run", *common, "--rank", rank) for rank in (0, 1)]
+        for process in started:
+            request.addfinalizer(process.kill)
+        return started
+
+    processes = both(100000, "--pause", 0.01)
+    for line in processes[0].stderr:
+        if line.startswith("step 12/"):
+            break
+    processes[1].send_signal(signal.SIGTERM)  # one of them alone
+    ends = [process.communicate(timeout=60)[1].splitlines()[-1] for process in processes]
+    assert [process.returncode for process in processes] == [3, 3]
+    assert "stopped by a signal to another process at step" in ends[0]
+    assert "stopped by SIGTERM at step" in ends[1]
+    stopped = run_directory.open_run(tmp_path / "run").newest()
+    processes = both(stopped + 10)
+    found = [process.communicate(timeout=60) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], found
+    assert f"resumed from step {stopped}" in found[0][1]
+    _, out, _ = finish(tmp_path / "straight", "--steps", stopped + 10)
+    for text, _ in found:
+        end = text.splitlines()[-1]  # gloo prints before it
+        assert float.fromhex(end.split()[1]) == pytest.approx(float.fromhex(out.split()[1]), rel=1e-5)
+    # Only one of the two has written the metrics.
+    steps = [row["step"] for row in lines(tmp_path / "run") if "train/loss" in row]
+    assert steps == list(range(2, stopped + 11, 2))
