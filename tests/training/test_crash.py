@@ -4,7 +4,8 @@ import random
 import time
 
 import pytest
-from test_resume import finish, lines, start
+from regression_program import build, experiment, run
+from test_resume import assert_same_state, lines, start
 
 from research.training import checkpoint, run_directory
 
@@ -30,29 +31,25 @@ def check_killed(path, steps, kills, straight):
         logged = kill_at_random(path, steps, seed)
         directory = run_directory.open_run(path)
         saved = directory.newest() if directory.steps() else 0
-        # An older one may have been killed in the middle of its deletion; those that are to be kept are whole.
+        # An older one may have been half deleted when the kill came; those that are to be kept are whole.
         kept = directory.steps()[-2:]
         assert [checkpoint.damage(directory, step) for step in kept] == [None] * len(kept)
         # What was being saved while the process died may be lost, and nothing before it.
         assert saved >= resumed
         assert logged - saved < 2 * SAVE + 1
         resumed = saved
-    code, out, err = finish(path, "--steps", steps, "--save", SAVE)
-    assert code == 0, err
-    assert ("resumed from step" in err) == (resumed > 0)
-    assert out == straight
-    return directory
+    outcome = run(path, build(), experiment(steps, SAVE))
+    assert_same_state(outcome.state, straight.state)
 
 
 def test_a_killed_run_goes_on(tmp_path):
-    _, straight, _ = finish(tmp_path / "straight", "--steps", 40, "--save", SAVE)
+    straight = run(tmp_path / "straight", build(), experiment(40, SAVE))
     check_killed(tmp_path / "killed", 40, 1, straight)
     assert lines(tmp_path / "killed") == lines(tmp_path / "straight")
 
 
 @pytest.mark.slow
 def test_a_run_killed_many_times_goes_on(tmp_path):
-    steps = 60
-    _, straight, _ = finish(tmp_path / "straight", "--steps", steps, "--save", SAVE)
-    check_killed(tmp_path / "killed", steps, 8, straight)
+    straight = run(tmp_path / "straight", build(), experiment(60, SAVE))
+    check_killed(tmp_path / "killed", 60, 8, straight)
     assert lines(tmp_path / "killed") == lines(tmp_path / "straight")
