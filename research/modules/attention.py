@@ -14,7 +14,7 @@ from research.attention.dropout import dropout
 from research.attention.engines import EngineName, attend
 from research.attention.masks import Everything, Mask, Tokens
 from research.attention.positions import rotary
-from research.modules.linear import Linear
+from research.modules.linear import Linear, linear
 from research.modules.norm import rms_norm
 
 
@@ -64,11 +64,7 @@ class MultiHeadAttention(nn.Module):
           key: key of the dropout of weights and output; None: no dropout.
         """
         spec = self.spec
-        source = x if memory is None else memory
-        kv_shape = (spec.kv_heads, spec.head_dim)
-        q = Linear((spec.width,), (spec.heads, spec.head_dim), spec.bias, spec.stddev, name="query")(x)
-        k = Linear((spec.width,), kv_shape, spec.bias, spec.stddev, name="key")(source)
-        v = Linear((spec.width,), kv_shape, spec.bias, spec.stddev, name="value")(source)
+        q, k, v = self._project(x, x if memory is None else memory)
         if spec.qk_norm:
             q = rms_norm(q, self.param("query_scale", nn.initializers.ones, (spec.head_dim,), jnp.float32))
             k = rms_norm(k, self.param("key_scale", nn.initializers.ones, (spec.head_dim,), jnp.float32))
@@ -91,3 +87,33 @@ class MultiHeadAttention(nn.Module):
             (spec.heads, spec.head_dim), (spec.width,), spec.bias, spec.output_stddev, name="output"
         )(out)
         return dropout(out, spec.dropout, output_key), layer
+
+    def _project(
+        self, x: Float[Array, "batch length width"], source: Float[Array, "batch source_length width"]
+    ) -> tuple[
+        Float[Array, "batch length heads head_dim"],
+        Float[Array, "batch source_length kv_heads head_dim"],
+        Float[Array, "batch source_length kv_heads head_dim"],
+    ]:
+        """Returns queries of x, and keys and values of ``source``."""
+        spec = self.spec
+        shapes = {"query": spec.heads, "key": spec.kv_heads, "value": spec.kv_heads}
+        maps = {
+            name: Linear((spec.width,), (heads, spec.head_dim), spec.bias, spec.stddev, name=name)
+            for name, heads in shapes.items()
+        }
+        if source is not x:
+            return maps["query"](x), maps["key"](source), maps["value"](source)
+        # One product for all three. Each key/value head lies with the query heads that read it, so that a mesh
+        # that splits heads splits this too.
+        group = spec.heads // spec.kv_heads
+        kernels, biases = zip(*(part.weights() for part in maps.values()), strict=True)
+        kernel = jnp.concatenate(
+            [kernel.reshape(spec.width, spec.kv_heads, -1, spec.head_dim) for kernel in kernels], axis=2
+        ).reshape(spec.width, -1)
+        bias = None
+        if spec.bias:
+            bias = jnp.concatenate([b.reshape(spec.kv_heads, -1, spec.head_dim) for b in biases], axis=1).reshape(-1)
+        y = linear(x, kernel, bias).reshape(*x.shape[:-1], spec.kv_heads, group + 2, spec.head_dim)
+        q = y[:, :, :, :group].reshape(*x.shape[:-1], spec.heads, spec.head_dim)
+        return q, y[:, :, :, group], y[:, :, :, group + 1]

@@ -26,4 +26,7 @@ class Embedding(nn.Module):
 
     def attend(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch rows"]:
         """Returns the products of x with every row, float32: the logits of a tied head."""
-        return jnp.matmul(x, self.table.astype(x.dtype).T, preferred_element_type=jnp.float32)
+        logits = jnp.matmul(
+            x.reshape(-1, self.width), self.table.astype(x.dtype).T, preferred_element_type=jnp.float32
+        )
+        return logits.reshape(*x.shape[:-1], self.rows)

@@ -13,7 +13,10 @@ def linear(
     x: Float[Array, "*batch inputs"], kernel: Float[Array, "inputs outputs"], bias: Float[Array, " outputs"] | None
 ) -> Float[Array, "*batch outputs"]:
     """Returns x kernel + bias, in the dtype of x."""
-    y = jnp.matmul(x, kernel.astype(x.dtype))
+    # Rows as one matrix: the gradient of the kernel is then a plain product, where XLA on a CPU would first
+    # transpose a copy of the activations.
+    rows = jnp.matmul(x.reshape(-1, x.shape[-1]), kernel.astype(x.dtype))
+    y = rows.reshape(*x.shape[:-1], kernel.shape[-1])
     return y if bias is None else y + jnp.broadcast_to(bias.astype(x.dtype), y.shape)
 
 
@@ -25,18 +28,25 @@ class Linear(nn.Module):
 
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
-    bias: bool = True
+    use_bias: bool = True
     stddev: float = 0.02
 
-    @nn.compact
+    def setup(self) -> None:
+        """Names the parameters."""
+        shape = (*self.inputs, *self.outputs)
+        self.kernel = self.param("kernel", nn.initializers.normal(self.stddev), shape, jnp.float32)
+        self.bias = (
+            self.param("bias", nn.initializers.zeros, self.outputs, jnp.float32) if self.use_bias else None
+        )
+
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         """Returns the image of x, dtype of x."""
-        shape = (*self.inputs, *self.outputs)
-        kernel = self.param("kernel", nn.initializers.normal(self.stddev), shape, jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, self.outputs, jnp.float32) if self.bias else None
         batch = x.shape[: x.ndim - len(self.inputs)]
-        flat = x.reshape(*batch, math.prod(self.inputs))
-        y = linear(
-            flat, kernel.reshape(flat.shape[-1], math.prod(self.outputs)), None if bias is None else bias.reshape(-1)
-        )
+        inputs, outputs = math.prod(self.inputs), math.prod(self.outputs)
+        bias = None if self.bias is None else self.bias.reshape(-1)
+        y = linear(x.reshape(*batch, inputs), self.kernel.reshape(inputs, outputs), bias)
         return y.reshape(*batch, *self.outputs)
+
+    def weights(self) -> tuple[Float[Array, "..."], Float[Array, "..."] | None]:
+        """Returns kernel and bias."""
+        return self.kernel, self.bias

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -92,23 +93,27 @@ def descent(
         total, sums = gradient(state.params, batch, key)
         weight = jnp.maximum(sums["weight"], 1.0)
         norm = optax.tree.norm(total) / weight
-        factor = 1.0 / weight if clip is None else jnp.minimum(1.0, clip / jnp.maximum(norm, 1e-12)) / weight
-        mean = jax.tree.map(lambda g: g * factor, total)
-        updates, memory = optimizer.update(mean, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, updates)
-        average = state.average
-        if ema is not None:
-            average = jax.tree.map(lambda a, p: ema * a + (1.0 - ema) * p, average, params)
         ok = state.ok & jnp.isfinite(norm) & jnp.isfinite(sums["loss"])
-        after = State(state.step + 1, params, memory, average, ok)
-        before = State(state.step, state.params, state.optimizer, state.average, ok)
+
+        def update() -> State:
+            factor = 1.0 / weight if clip is None else jnp.minimum(1.0, clip / jnp.maximum(norm, 1e-12)) / weight
+            mean = jax.tree.map(lambda g: g * factor, total)
+            updates, memory = optimizer.update(mean, state.optimizer, state.params)
+            params = optax.apply_updates(state.params, updates)
+            average = state.average
+            if ema is not None:
+                average = jax.tree.map(lambda a, p: ema * a + (1.0 - ema) * p, average, params)
+            return State(state.step + 1, params, memory, average, ok)
+
+        # A branch, not a selection of every array: that would keep old and new alive and copy both moments.
+        after = jax.lax.cond(ok, update, lambda: dataclasses.replace(state, ok=ok))
         metrics = {
             "train/loss": sums["loss"] / weight,
             "train/gradient_norm": norm,
             "train/learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
             "ok": ok,
         }
-        return jax.tree.map(lambda new, old: jnp.where(ok, new, old), after, before), metrics
+        return after, metrics
 
     return step
 
