@@ -29,7 +29,9 @@ class Slots:
 
     def write(self, positions: Int[Array, "batch length"]) -> Self:
         """Returns the slots with the next ``length`` of them holding ``positions``."""
-        written = jax.lax.dynamic_update_slice(self.positions, positions, (jnp.zeros_like(self.used), self.used))
+        written = jax.lax.dynamic_update_slice(
+            self.positions, positions, (jnp.zeros_like(self.used), self.used)
+        )
         return dataclasses.replace(self, positions=written, used=self.used + positions.shape[1])
 
     @property
@@ -55,7 +57,9 @@ class KeyValues:
         return cls(zeros, zeros)
 
     def write(
-        self, k: Float[Array, "batch length kv_heads head_dim"], v: Float[Array, "batch length kv_heads head_dim"],
+        self,
+        k: Float[Array, "batch length kv_heads head_dim"],
+        v: Float[Array, "batch length kv_heads head_dim"],
         slot: Int[Array, ""],
     ) -> Self:
         """Returns the cache of one layer with k and v in the slots from ``slot`` on."""

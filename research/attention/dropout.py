@@ -1,4 +1,4 @@
-"""Dropout whose decisions are a function of (key, index): the same under any sharding, remat or device count."""
+"""Dropout decided by (key, index): the same under any sharding, remat or device count."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ def _mix(x: UInt32[Array, "*shape"]) -> UInt32[Array, "*shape"]:
 def keep(key: Key[Array, ""], rate: float, shape: tuple[int, ...]) -> Bool[Array, "*shape"]:
     """Returns independent booleans that are False with probability ``rate``.
 
-    Each is a hash of the key and of the element's index (two rounds, one per word of the key): a handful of integer
-    operations that fuse into whatever uses them, where a cipher such as Threefry would dominate a step on a CPU.
+    Each is a hash of the key and of the element's index (two rounds, one per word of the key): a handful of
+    integer operations that fuse into whatever uses them, where a cipher such as Threefry would dominate a
+    step on a CPU.
 
     Raises:
       ValueError: the array has 2^32 elements or more, so that indices would repeat.
@@ -38,9 +39,9 @@ def keep(key: Key[Array, ""], rate: float, shape: tuple[int, ...]) -> Bool[Array
 
 
 def dropout(x: Float[Array, "*shape"], rate: float, key: Key[Array, ""] | None) -> Float[Array, "*shape"]:
-    """Returns x with a share ``rate`` of elements zeroed and the rest scaled by 1/(1 - rate) (Srivastava et al., 2014).
+    """Returns x with a share ``rate`` of elements zeroed and the rest scaled by 1/(1 - rate).
 
-    A ``key`` of None, or a rate of 0, leaves x as it is.
+    That is inverted dropout (Srivastava et al., 2014). A ``key`` of None, or a rate of 0, leaves x as it is.
     """
     if key is None or rate == 0.0:
         return x

@@ -41,7 +41,9 @@ def _cudnn_lacks(request: Request) -> str | None:
         ),
         "no attention dropout": request.dropout,
         "no soft cap": request.soft_cap,
-        f"the mask Causal() or Everything() (this is {request.mask})": request.mask not in (Causal(), Everything()),
+        f"the mask Causal() or Everything() (this is {request.mask})": (
+            request.mask not in (Causal(), Everything())
+        ),
         "one document per row, in order, without padding": request.segments or request.explicit_positions,
     }
     return next((need for need, missing in reasons.items() if missing), None)
@@ -126,7 +128,8 @@ def attend(
             q, k, v, scale=scale, is_causal=mask == Causal(), implementation="cudnn"
         )
     q_tokens = Tokens.arange(q.shape[1]) if q_tokens is None else q_tokens
-    kv_tokens = (q_tokens if q.shape[1] == k.shape[1] else Tokens.arange(k.shape[1])) if kv_tokens is None else kv_tokens
+    if kv_tokens is None:
+        kv_tokens = q_tokens if q.shape[1] == k.shape[1] else Tokens.arange(k.shape[1])
     q, k, v = blank(q, q_tokens), blank(k, kv_tokens), blank(v, kv_tokens)
     allowed = None if mask == Everything() else mask(q_tokens, kv_tokens)
     return reference(
@@ -134,8 +137,10 @@ def attend(
     )
 
 
-def blank(x: Float[Array, "batch length heads dim"], tokens: Tokens) -> Float[Array, "batch length heads dim"]:
-    """Returns x with 0 at padding tokens, whatever they held: 0 * NaN would leak into every row and gradient."""
+def blank(
+    x: Float[Array, "batch length heads dim"], tokens: Tokens
+) -> Float[Array, "batch length heads dim"]:
+    """Returns x with 0 at padding tokens: 0 * NaN would leak into every row and gradient."""
     if tokens.segments is None:
         return x
     return jnp.where((tokens.segments != 0)[:, :, None, None], x, jnp.zeros((), x.dtype))

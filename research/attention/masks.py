@@ -1,7 +1,7 @@
-"""Masks as data: small descriptions of which token may attend to which, composed with ``&``, ``|`` and ``~``.
+"""Masks as data: small descriptions of which token may attend to which, composed with ``&``, ``|``, ``~``.
 
-A mask is static and hashable; the tokens it is asked about are arrays. ``mask(q, kv)`` gives the dense boolean
-that the reference engine uses; other engines read the description itself.
+A mask is static and hashable; the tokens it is asked about are arrays. ``mask(q, kv)`` gives the dense
+boolean that the reference engine uses; other engines read the description itself.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class Window(Mask):
 
 @dataclasses.dataclass(frozen=True)
 class SameSegment(Mask):
-    """A token attends within its own document; padding (segment 0) attends to nothing and is attended by none."""
+    """A token attends within its document; padding (segment 0) attends to nothing and is attended by none."""
 
     def __call__(self, q: Tokens, kv: Tokens) -> Bool[Array, "#batch q_len kv_len"]:
         """Returns True where both tokens are real and of one document.

@@ -21,17 +21,22 @@ def sinusoidal(positions: Int[Array, "batch length"], width: int) -> Float[Array
     return jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(*positions.shape, width)
 
 
-def learned(positions: Int[Array, "batch length"], table: Float[Array, "context width"]) -> Float[Array, "batch length width"]:
+def learned(
+    positions: Int[Array, "batch length"], table: Float[Array, "context width"]
+) -> Float[Array, "batch length width"]:
     """Returns rows of a learned table (Gehring et al., 2017); positions are clipped to the table."""
     return jnp.take(table, positions, axis=0, mode="clip")
 
 
 def rotary(
-    x: Float[Array, "batch length heads head_dim"], positions: Int[Array, "#batch length"], base: float = 10000.0
+    x: Float[Array, "batch length heads head_dim"],
+    positions: Int[Array, "#batch length"],
+    base: float = 10000.0,
 ) -> Float[Array, "batch length heads head_dim"]:
     """Returns x rotated by its positions, dtype of x (RoPE; Su et al., 2021), in the half layout.
 
-    Channel i is paired with channel i + head_dim/2 (GPT-NeoX, Llama), and the pair turned by p / base^(2i/head_dim).
+    Channel i is paired with channel i + head_dim/2 (GPT-NeoX, Llama), and the pair turned by
+    p / base^(2i/head_dim).
 
     Raises:
       ValueError: ``head_dim`` is odd.

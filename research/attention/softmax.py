@@ -1,4 +1,4 @@
-"""Scaled dot-product attention, the reference engine: plain, differentiable to any order, forward and backward."""
+"""Scaled dot-product attention, the reference engine: plain, differentiable to any order in any mode."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ def reference(
     """
     batch, q_len, heads, head_dim = q.shape
     kv_heads = k.shape[2]
-    # Heads before length, and the queries that share a key/value head as rows of one matrix: plain batched matmuls.
+    # Heads before length, and the queries that share a key/value head as rows of one matrix: plain batched
+    # matmuls.
     q = (q * jnp.asarray(scale, q.dtype)).transpose(0, 2, 1, 3).reshape(batch, kv_heads, -1, head_dim)
     k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
     scores = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32)

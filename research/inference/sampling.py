@@ -18,11 +18,14 @@ from research.errors import UserError
 
 Cache = tuple[KeyValues, Slots]
 Apply = Callable[..., tuple[Float[Array, "batch length vocabulary"], Cache]]
+Generate = Callable[
+    [Any, Int[Array, "batch prompt"], Int[Array, " batch"], Key[Array, ""]], Int[Array, "batch tokens"]
+]
 
 
 @dataclasses.dataclass(frozen=True)
 class Decoding:
-    """How the next token is chosen. The filters apply in the order of the fields, to what the one before left."""
+    """How the next token is chosen: filters in the order of the fields, each on what the one before left."""
 
     temperature: float = 1.0
     """Divides the logits; 0: always the likeliest token."""
@@ -72,8 +75,13 @@ def choose(
 
 
 def sampler(
-    apply: Apply, empty_cache: Callable[[int, int], Cache], *, tokens: int, how: Decoding, stop: tuple[int, ...]
-) -> Callable[[Any, Int[Array, "batch prompt"], Int[Array, " batch"], Key[Array, ""]], Int[Array, "batch tokens"]]:
+    apply: Apply,
+    empty_cache: Callable[[int, int], Cache],
+    *,
+    tokens: int,
+    how: Decoding,
+    stop: tuple[int, ...],
+) -> Generate:
     """Returns the jitted function that continues a batch of prompts by up to ``tokens`` tokens.
 
     Args:
@@ -151,7 +159,9 @@ def sample(
     if not all(prompts):
         raise UserError("a prompt must have at least one token")
     if not 1 <= tokens < context:
-        raise UserError(f"{tokens} tokens to generate: at least 1, and fewer than the model's context of {context}")
+        raise UserError(
+            f"{tokens} tokens to generate: at least 1, and fewer than the model's context of {context}"
+        )
     kept = [list(prompt)[-(context - tokens) :] for prompt in prompts]
     lengths = np.array([len(prompt) for prompt in kept], np.int32)
     # Widths in powers of two, so that prompts of any length compile few programs.
@@ -161,4 +171,5 @@ def sample(
         row[: len(prompt)] = prompt
     generate = sampler(apply, empty_cache, tokens=tokens, how=how or Decoding(), stop=stop)
     rows = np.asarray(generate(params, jnp.asarray(padded), jnp.asarray(lengths), jax.random.key(seed)))
-    return [row[: next((i for i, token in enumerate(row) if token in stop), len(row))].tolist() for row in rows]
+    ends = [next((i for i, token in enumerate(row) if token in stop), len(row)) for row in rows]
+    return [row[:end].tolist() for row, end in zip(rows, ends, strict=True)]

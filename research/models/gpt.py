@@ -1,4 +1,4 @@
-"""GPT: a decoder-only Transformer language model (Radford et al., 2019), with the modern choices as fields."""
+"""GPT: a decoder-only Transformer (Radford et al., 2019), with the modern choices as fields."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class GPT:
     dropout: float = 0.0
     """Dropout rate on embeddings, attention weights and sub-layer outputs."""
     depth: Literal["scan", "unroll"] = "scan"
-    """Loop over layers on the device (fast to compile) or unroll them (faster for few layers); same parameters."""
+    """Loop over layers (fast to compile) or unroll them (faster for few layers); same parameters."""
     remat: Literal["none", "block", "dots"] = "none"
     """What the backward pass recomputes: nothing, whole blocks, or all but matmul outputs."""
     engine: Literal["auto", "reference", "cudnn"] = "auto"
@@ -95,7 +95,9 @@ class GPT:
         """Returns a cache for ``batch`` rows of at most ``slots`` tokens."""
         heads = self.heads if self.kv_heads is None else self.kv_heads
         dtype = jnp.dtype(self.dtype)
-        return KeyValues.empty(self.layers, batch, slots, heads, self.head_dim, dtype), Slots.empty(batch, slots)
+        return KeyValues.empty(self.layers, batch, slots, heads, self.head_dim, dtype), Slots.empty(
+            batch, slots
+        )
 
 
 def block_spec(gpt: GPT, mask: Mask) -> BlockSpec:

@@ -37,10 +37,10 @@ class AttentionSpec:
 
 
 class MultiHeadAttention(nn.Module):
-    """Multi-head, grouped-query or multi-query attention over x itself or over a memory (Vaswani et al., 2017, 3.2.2)."""
+    """Multi-head, grouped- or multi-query attention over x or memory (Vaswani et al., 2017, 3.2.2)."""
 
     spec: AttentionSpec
-    mask: Mask = Everything()  # noqa: RUF009 (frozen)
+    mask: Mask = Everything()
 
     @nn.compact
     def __call__(
@@ -53,7 +53,7 @@ class MultiHeadAttention(nn.Module):
         cache: tuple[KeyValues, Slots] | None = None,
         key: Key[Array, ""] | None = None,
     ) -> tuple[Float[Array, "batch length width"], KeyValues | None]:
-        """Returns the attention's output and, when a cache is given, the cache with this call's keys and values.
+        """Returns the output and, when a cache is given, the cache with this call's keys and values.
 
         Args:
           x: queries' input, and that of keys and values unless ``memory`` is given.
@@ -104,8 +104,8 @@ class MultiHeadAttention(nn.Module):
         }
         if source is not x:
             return maps["query"](x), maps["key"](source), maps["value"](source)
-        # One product for all three. Each key/value head lies with the query heads that read it, so that a mesh
-        # that splits heads splits this too.
+        # One product for all three. Each key/value head lies with the query heads that read it, so that a
+        # mesh that splits heads splits this too.
         group = spec.heads // spec.kv_heads
         kernels, biases = zip(*(part.weights() for part in maps.values()), strict=True)
         kernel = jnp.concatenate(
@@ -113,7 +113,8 @@ class MultiHeadAttention(nn.Module):
         ).reshape(spec.width, -1)
         bias = None
         if spec.bias:
-            bias = jnp.concatenate([b.reshape(spec.kv_heads, -1, spec.head_dim) for b in biases], axis=1).reshape(-1)
+            parts = [bias.reshape(spec.kv_heads, -1, spec.head_dim) for bias in biases]
+            bias = jnp.concatenate(parts, axis=1).reshape(-1)
         y = linear(x, kernel, bias).reshape(*x.shape[:-1], spec.kv_heads, group + 2, spec.head_dim)
         q = y[:, :, :, :group].reshape(*x.shape[:-1], spec.heads, spec.head_dim)
         return q, y[:, :, :, group], y[:, :, :, group + 1]

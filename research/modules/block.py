@@ -49,7 +49,7 @@ class Context:
 
 
 class Block(nn.Module):
-    """Self-attention, cross-attention if asked for, feed-forward; each with a residual connection and a norm."""
+    """Self-attention, cross-attention if asked for, feed-forward; each with a residual and a norm."""
 
     spec: BlockSpec
 

@@ -45,4 +45,5 @@ class FeedForward(nn.Module):
             h = ACTIVATIONS["swiglu"](gate) * h
         else:
             h = ACTIVATIONS[self.activation](h)
-        return dropout(Linear(hidden, inputs, self.bias, self.output_stddev, name="down")(h), self.dropout, key)
+        out = Linear(hidden, inputs, self.bias, self.output_stddev, name="down")(h)
+        return dropout(out, self.dropout, key)

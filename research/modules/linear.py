@@ -10,7 +10,9 @@ from jaxtyping import Array, Float
 
 
 def linear(
-    x: Float[Array, "*batch inputs"], kernel: Float[Array, "inputs outputs"], bias: Float[Array, " outputs"] | None
+    x: Float[Array, "*batch inputs"],
+    kernel: Float[Array, "inputs outputs"],
+    bias: Float[Array, " outputs"] | None,
 ) -> Float[Array, "*batch outputs"]:
     """Returns x kernel + bias, in the dtype of x."""
     # Rows as one matrix: the gradient of the kernel is then a plain product, where XLA on a CPU would first
@@ -39,7 +41,7 @@ class Linear(nn.Module):
             self.param("bias", nn.initializers.zeros, self.outputs, jnp.float32) if self.use_bias else None
         )
 
-    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+    def __call__(self, x: Float[Array, "*in_shape"]) -> Float[Array, "*out_shape"]:
         """Returns the image of x, dtype of x."""
         batch = x.shape[: x.ndim - len(self.inputs)]
         inputs, outputs = math.prod(self.inputs), math.prod(self.outputs)
@@ -47,6 +49,6 @@ class Linear(nn.Module):
         y = linear(x.reshape(*batch, inputs), self.kernel.reshape(inputs, outputs), bias)
         return y.reshape(*batch, *self.outputs)
 
-    def weights(self) -> tuple[Float[Array, "..."], Float[Array, "..."] | None]:
+    def weights(self) -> tuple[Float[Array, "*kernel_shape"], Float[Array, "*bias_shape"] | None]:
         """Returns kernel and bias."""
         return self.kernel, self.bias

@@ -14,7 +14,7 @@ from research.attention.masks import Tokens
 Batch = dict[str, Array]
 Apply = Callable[..., tuple[Float[Array, "batch length vocabulary"], Any]]
 Loss = Callable[[Any, Batch, Key[Array, ""] | None], tuple[Float[Array, ""], dict[str, Float[Array, ""]]]]
-"""params, batch, dropout key -> (what the gradient is taken of, sums for the metrics); both are sums over tokens."""
+"""params, batch, dropout key -> (what the gradient is taken of, sums for the metrics), sums over tokens."""
 
 
 def cross_entropy(
