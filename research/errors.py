@@ -1,4 +1,4 @@
-"""Errors a user can cause. Each is one clear line; the command line prints it and exits with the class's code."""
+"""Errors a user can cause. Each is one clear line; the command prints it and exits with the class's code."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ class NonFiniteError(UserError):
     """
 
     def __init__(self, step: int, path: str, batch: str) -> None:
-        super().__init__(f"not finite at step {step}: first bad tensor is {path}; its batch is saved in {batch}")
+        super().__init__(
+            f"not finite at step {step}: first bad tensor is {path}; its batch is saved in {batch}"
+        )
         self.step, self.path, self.batch = step, path, batch
 
 

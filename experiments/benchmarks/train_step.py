@@ -2,9 +2,10 @@
 
     pip install -e ".[peers]" && python experiments/benchmarks/train_step.py --json train_step.json
 
-Both do forward, backward, clipping and fused AdamW on the same token ids, in alternating blocks of steps in one
-process; the table gives medians over blocks and the median of the ratios of neighbouring blocks. The machine's own
-matmul rate is measured in the same alternation. `--model gpt2-124m` (bfloat16, batch x 1024) is for a GPU.
+Both do forward, backward, clipping and fused AdamW on the same token ids, in alternating blocks of steps in
+one process; the table gives medians over blocks and the median of the ratios of neighbouring blocks. The
+machine's own matmul rate is measured in the same alternation. `--model gpt2-124m` (bfloat16, batch x 1024) is
+for a GPU.
 """
 
 from __future__ import annotations
@@ -43,7 +44,10 @@ class Case:
 
 CASES = {
     "shakespeare-cpu": Case(
-        GPT(vocabulary=66, context=64, layers=4, width=128, heads=4, depth="unroll"), batch=12, blocks=15, steps=20
+        GPT(vocabulary=66, context=64, layers=4, width=128, heads=4, depth="unroll"),
+        batch=12,
+        blocks=15,
+        steps=20,
     ),
     "shakespeare": Case(
         GPT(vocabulary=66, context=256, layers=6, width=384, heads=6, depth="unroll", dropout=0.2),
@@ -101,7 +105,9 @@ def peer(case: Case, tokens: np.ndarray) -> Callable[[], float]:
     def loss_of(inputs: Any, targets: Any) -> Any:
         with torch.autocast(device, dtype=torch.bfloat16, enabled=model.dtype == "bfloat16"):
             logits = network(input_ids=inputs).logits
-        return torch.nn.functional.cross_entropy(logits.float().view(-1, model.vocabulary), targets.reshape(-1))
+        return torch.nn.functional.cross_entropy(
+            logits.float().view(-1, model.vocabulary), targets.reshape(-1)
+        )
 
     def step() -> float:
         optimizer.zero_grad(set_to_none=True)
@@ -157,7 +163,9 @@ def measure(name: str) -> dict[str, Any]:
 
 def main() -> None:
     """Measures and prints."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", choices=CASES, action="append", help="default: both Shakespeare models")
     parser.add_argument("--json", type=Path, help="file for the figures")
     arguments = parser.parse_args()

@@ -14,9 +14,13 @@ AXES = ("data", "fsdp", "tensor", "sequence")
 
 
 def make_mesh(
-    data: int = 1, fsdp: int = -1, tensor: int = 1, sequence: int = 1, devices: Sequence[jax.Device] | None = None
+    data: int = 1,
+    fsdp: int = -1,
+    tensor: int = 1,
+    sequence: int = 1,
+    devices: Sequence[jax.Device] | None = None,
 ) -> Mesh:
-    """Returns a mesh over all devices with axes data, fsdp, tensor and sequence; one of them may be -1: the rest.
+    """Returns a mesh with axes data, fsdp, tensor and sequence over all devices; one may be -1: the rest.
 
     Raises:
       UserError: the axes do not multiply up to the devices.

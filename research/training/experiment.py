@@ -1,7 +1,7 @@
 """The description of an experiment: everything a run depends on, in one frozen dataclass.
 
-An experiment file is a Python file with a function ``experiment() -> Experiment``. The description is saved as
-JSON in the run directory and beside every checkpoint, so a run directory alone is enough to load the model.
+An experiment file is a Python file with a function ``experiment() -> Experiment``. The description is saved
+as JSON in the run directory and beside every checkpoint, so a run directory is enough to load the model.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from research.training.schedule import Cosine, Schedule
 
 @dataclasses.dataclass(frozen=True)
 class Sharding:
-    """How arrays lie on devices: a strategy (a table of path patterns) and the mesh it is resolved against."""
+    """How arrays lie on devices: a strategy (a table of path patterns) and the mesh it is resolved on."""
 
     strategy: Literal["replicated", "fsdp", "fsdp+tensor"] = "fsdp"
     """Table that gives each parameter its PartitionSpec."""

@@ -41,7 +41,9 @@ class AdamW:
     def build(self, schedule: optax.Schedule) -> optax.GradientTransformation:
         """Returns the transformation; ``schedule`` gives the learning rate as a share of the peak."""
         rate = scaled(schedule, self.learning_rate)
-        return optax.adamw(rate, self.beta1, self.beta2, self.epsilon, weight_decay=self.weight_decay, mask=decays)
+        return optax.adamw(
+            rate, self.beta1, self.beta2, self.epsilon, weight_decay=self.weight_decay, mask=decays
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""From a description to the functions that train it: shapes first, then shardings, then sharded initialisation."""
+"""From a description to the functions that train it: shapes, then shardings, then sharded initialisation."""
 
 from __future__ import annotations
 
@@ -97,10 +97,16 @@ def functions(experiment: Experiment, mesh: Mesh | None = None) -> Functions:
     shapes = jax.eval_shape(init)
     shardings = state_shardings(STRATEGIES[experiment.sharding.strategy], shapes, shapes.params, mesh)
     abstract = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        shardings,
     )
     loss = causal_lm(module.apply, experiment.z_loss)
-    gradient = accumulated_gradient(loss, experiment.accumulate) if experiment.accumulate > 1 else whole_gradient(loss)
+    gradient = (
+        accumulated_gradient(loss, experiment.accumulate)
+        if experiment.accumulate > 1
+        else whole_gradient(loss)
+    )
     step = descent(
         gradient,
         optimizer,
@@ -177,7 +183,9 @@ def evaluation(
     sums = jax.jit(lambda params, batch: loss(params, batch, None)[1])
 
     def evaluate(state: State) -> dict[str, float]:
-        parts = [sums(state.evaluated, place(batch)) for batch in batches]  # all dispatched before any is fetched
+        parts = [
+            sums(state.evaluated, place(batch)) for batch in batches
+        ]  # all dispatched before any is fetched
         fetched = jax.device_get(parts)
         nats = sum(float(part["loss"]) for part in fetched) / sum(float(part["weight"]) for part in fetched)
         return {"valid/loss": nats, "valid/bits_per_byte": nats / math.log(2) * stream.targets_per_byte}
@@ -186,7 +194,7 @@ def evaluation(
 
 
 def diagnosis(loss: Loss) -> Callable[[State, Batch], str]:
-    """Returns (state, bad batch) -> the first parameter, or gradient of one, that is not finite, or "the loss"."""
+    """Returns (state, bad batch) -> the first parameter, or gradient of one, not finite; or "the loss"."""
     gradient = jax.jit(jax.grad(loss, has_aux=True), static_argnums=2)
 
     def diagnose(state: State, batch: Batch) -> str:

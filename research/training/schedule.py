@@ -21,7 +21,9 @@ class Cosine:
 
     def build(self, steps: int) -> optax.Schedule:
         """Returns the schedule: step -> share of the peak learning rate."""
-        return optax.warmup_cosine_decay_schedule(0.0, 1.0, self.warmup, max(steps, self.warmup + 1), self.final)
+        return optax.warmup_cosine_decay_schedule(
+            0.0, 1.0, self.warmup, max(steps, self.warmup + 1), self.final
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,8 +13,8 @@ from research.errors import UserError
 from research.training.paths import path_name
 
 Table = tuple[tuple[str, P], ...]
-"""Rows (pattern, spec), the first match counts. An axis written "tensor?" splits its dimension if it divides it and
-replicates it if not: key/value heads may be fewer than the tensor axis."""
+"""Rows (pattern, spec), the first match counts. An axis written "tensor?" splits its dimension if it divides
+it and replicates it if not: key/value heads may be fewer than the tensor axis."""
 
 _HIDDEN = "(up|gate)"
 FSDP_TENSOR: Table = (
@@ -38,7 +38,8 @@ FSDP_TENSOR: Table = (
 def _without(axis: str, table: Table) -> Table:
     """Returns the table with every dimension that ``axis`` splits replicated."""
     return tuple(
-        (pattern, P(*(None if name in (axis, axis + "?") else name for name in spec))) for pattern, spec in table
+        (pattern, P(*(None if name in (axis, axis + "?") else name for name in spec)))
+        for pattern, spec in table
     )
 
 
@@ -78,7 +79,8 @@ def resolve(table: Table, path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
             if not str(name).endswith("?"):
                 raise UserError(
                     f"sharding: {path}: dimension {dimension} of {shape} does not divide over the "
-                    f"{mesh.shape[axis]} devices of axis {axis!r}; choose a --sharding.{axis} that divides {size}"
+                    f"{mesh.shape[axis]} devices of axis {axis!r}; choose a --sharding.{axis} that divides "
+                    f"{size}"
                 )
             resolved.append(None)
         else:
@@ -87,16 +89,16 @@ def resolve(table: Table, path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
 
 
 def parameter_specs(table: Table, params: Any, mesh: Mesh) -> dict[str, P]:
-    """Returns the spec of every parameter, by path; ``params`` may be abstract. Raises as ``resolve`` does."""
+    """Returns the spec of every parameter, by path; ``params`` may be abstract. Raises like ``resolve``."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     return {path_name(path): resolve(table, path_name(path), leaf.shape, mesh) for path, leaf in leaves}
 
 
 def state_shardings(table: Table, state: Any, params: Any, mesh: Mesh) -> Any:
-    """Returns the sharding of every leaf of a state that holds ``params``, the optimizer's memory and scalars.
+    """Returns the sharding of every leaf of a state that holds ``params``, an optimizer's memory and scalars.
 
-    A leaf that has the path and shape of a parameter (a moment, an average) lies as the parameter does; any other
-    (a count, Adafactor's row and column statistics) is replicated.
+    A leaf that has the path and shape of a parameter (a moment, an average) lies as the parameter does; any
+    other (a count, Adafactor's row and column statistics) is replicated.
     """
     specs = parameter_specs(table, params, mesh)
     shapes = {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params)}

@@ -75,8 +75,8 @@ def descent(
     """Returns the step of gradient descent.
 
     Args:
-      gradient: (params, batch, key) -> gradient and metrics of the *summed* loss; "weight" is the number of tokens,
-        and the step alone divides by it.
+      gradient: (params, batch, key) -> gradient and metrics of the *summed* loss; "weight" is the number of
+        tokens, and the step alone divides by it.
       optimizer: the optax transformation.
       schedule: step -> learning rate, for the metrics.
       seed: seed from which (seed, "dropout", step) keys are drawn.
@@ -84,8 +84,8 @@ def descent(
       clip: largest global norm of the gradient; None: any.
       ema: decay of the average of the parameters; None: no average.
 
-    A step whose loss or gradient is not finite changes nothing and sets ``state.ok`` to False, after which no step
-    changes anything: the state stays what it was before the bad batch.
+    A step whose loss or gradient is not finite changes nothing and sets ``state.ok`` to False, after which no
+    step changes anything: the state stays what it was before the bad batch.
     """
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
@@ -96,7 +96,9 @@ def descent(
         ok = state.ok & jnp.isfinite(norm) & jnp.isfinite(sums["loss"])
 
         def update() -> State:
-            factor = 1.0 / weight if clip is None else jnp.minimum(1.0, clip / jnp.maximum(norm, 1e-12)) / weight
+            factor = (
+                1.0 / weight if clip is None else jnp.minimum(1.0, clip / jnp.maximum(norm, 1e-12)) / weight
+            )
             mean = jax.tree.map(lambda g: g * factor, total)
             updates, memory = optimizer.update(mean, state.optimizer, state.params)
             params = optax.apply_updates(state.params, updates)
@@ -118,7 +120,9 @@ def descent(
     return step
 
 
-def initialise(init: Callable[[Key[Array, ""]], Any], optimizer: optax.GradientTransformation, *, seed: int, ema: bool) -> State:
+def initialise(
+    init: Callable[[Key[Array, ""]], Any], optimizer: optax.GradientTransformation, *, seed: int, ema: bool
+) -> State:
     """Returns the state before the first step; ``init`` gives the parameters for a key."""
     params = init(key_for(seed, "parameters"))
     return State(
