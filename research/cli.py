@@ -229,6 +229,10 @@ def _train(target: str, options: Train, overrides: Mapping[str, str]) -> None:
     profile = _window(options.profile)
     directory = Path(options.workdir or (target if os.path.isdir(target) else f"runs/{experiment.name}"))
 
+    from research.scale.host_memory import keep_freed_memory
+
+    keep_freed_memory()
+
     from research.training.pretraining import pretrain
 
     result = pretrain(experiment, directory, profile=profile, report=_message)
