@@ -45,11 +45,12 @@ def causal_lm(apply: Apply, z_loss: float = 0.0) -> Loss:
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         place = Tokens(batch["positions"], batch["segments"])
         logits, _ = apply({"params": params}, batch["tokens"], place, key=key)
-        nats, log_partition = cross_entropy(logits, batch["targets"])
         weights = batch["weights"]
-        # where, not a product: what padding predicts may be anything.
-        total = jnp.where(weights > 0, nats * weights, 0.0).sum()
-        penalty = jnp.where(weights > 0, jnp.square(log_partition) * weights, 0.0).sum() if z_loss else 0.0
+        # What padding predicts may be anything, NaN too: out before the logarithm, or its gradient is 0 * NaN.
+        logits = jnp.where((weights > 0)[..., None], logits, 0.0)
+        nats, log_partition = cross_entropy(logits, batch["targets"])
+        total = (nats * weights).sum()
+        penalty = (jnp.square(log_partition) * weights).sum() if z_loss else 0.0
         return total + z_loss * penalty, {"loss": total, "weight": weights.sum()}
 
     return loss
