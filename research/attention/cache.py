@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -23,11 +22,11 @@ class Slots:
     """Slots written so far, the same for every row."""
 
     @classmethod
-    def empty(cls, batch: int, slots: int) -> Self:
+    def empty(cls, batch: int, slots: int) -> Slots:
         """Returns slots without tokens."""
         return cls(jnp.full((batch, slots), ABSENT, jnp.int32), jnp.zeros((), jnp.int32))
 
-    def write(self, positions: Int[Array, "batch length"]) -> Self:
+    def write(self, positions: Int[Array, "batch length"]) -> Slots:
         """Returns the slots with the next ``length`` of them holding ``positions``."""
         written = jax.lax.dynamic_update_slice(
             self.positions, positions, (jnp.zeros_like(self.used), self.used)
@@ -51,7 +50,7 @@ class KeyValues:
     @classmethod
     def empty(
         cls, layers: int, batch: int, slots: int, kv_heads: int, head_dim: int, dtype: jnp.dtype
-    ) -> Self:
+    ) -> KeyValues:
         """Returns zeros for all layers: 2 * layers * batch * slots * kv_heads * head_dim elements."""
         zeros = jnp.zeros((layers, batch, slots, kv_heads, head_dim), dtype)
         return cls(zeros, zeros)
@@ -61,7 +60,7 @@ class KeyValues:
         k: Float[Array, "batch length kv_heads head_dim"],
         v: Float[Array, "batch length kv_heads head_dim"],
         slot: Int[Array, ""],
-    ) -> Self:
+    ) -> KeyValues:
         """Returns the cache of one layer with k and v in the slots from ``slot`` on."""
         zero = jnp.zeros_like(slot)
         start = (zero, slot, zero, zero)

@@ -7,7 +7,6 @@ boolean that the reference engine uses; other engines read the description itsel
 from __future__ import annotations
 
 import dataclasses
-from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -28,12 +27,12 @@ class Tokens:
     """Document of each token, from 1; 0 is padding; None: one document and no padding."""
 
     @classmethod
-    def arange(cls, length: int) -> Self:
+    def arange(cls, length: int) -> Tokens:
         """Returns the tokens of one document of ``length`` tokens, for every row of a batch."""
         return cls(jnp.arange(length, dtype=jnp.int32)[None])
 
     @classmethod
-    def of_lengths(cls, lengths: Int[Array, " batch"], length: int) -> Self:
+    def of_lengths(cls, lengths: Int[Array, " batch"], length: int) -> Tokens:
         """Returns right-padded rows, the first ``lengths[b]`` tokens of row b being real."""
         positions = jnp.arange(length, dtype=jnp.int32)[None]
         return cls(positions, (positions < lengths[:, None]).astype(jnp.int32))
