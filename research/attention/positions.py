@@ -17,7 +17,7 @@ def sinusoidal(positions: Int[Array, "batch length"], width: int) -> Float[Array
     if width % 2:
         raise ValueError(f"sinusoidal positions need an even width, not {width}")
     frequencies = 10000.0 ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
-    angles = positions[..., None].astype(jnp.float32) * frequencies
+    angles = positions[..., None].astype(jnp.float32) * frequencies[None, None]
     return jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(*positions.shape, width)
 
 
@@ -45,7 +45,7 @@ def rotary(
     if head_dim % 2:
         raise ValueError(f"rotary positions need an even head width, not {head_dim}")
     frequencies = base ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angles = positions[..., None].astype(jnp.float32) * frequencies
+    angles = positions[..., None].astype(jnp.float32) * frequencies[None, None]
     cos, sin = jnp.cos(angles)[:, :, None, :], jnp.sin(angles)[:, :, None, :]
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

@@ -1,0 +1,39 @@
+"""The whole suite runs strict: no implicit dtype or rank promotion, shapes and dtypes of annotations checked."""
+
+from __future__ import annotations
+
+import os
+
+# In the environment, so that processes that tests start are strict too. On an accelerator, set JAX_PLATFORMS.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+os.environ["JAX_ENABLE_X64"] = "0"
+
+import hypothesis
+import jax
+import jaxtyping
+import pytest
+
+# Again, for the case that a plugin imported JAX before this file.
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Calls of the packages that compute with arrays are checked against their annotations, shapes and dtypes
+# included; must precede their first import.
+ARRAYS = ("attention", "modules", "models", "objectives", "inference", "training.step", "training.optimizer")
+jaxtyping.install_import_hook([f"research.{name}" for name in ARRAYS], "beartype.beartype")
+
+# The same examples on every run, and none too slow: a new shape is a new compilation.
+hypothesis.settings.register_profile(
+    "headway", deadline=None, derandomize=True, max_examples=25, database=None
+)
+hypothesis.settings.load_profile("headway")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_the_session(tmp_path_factory):
+    """Prepared data goes to a directory of this session, never to the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HEADWAY_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
