@@ -46,7 +46,7 @@ def causal_lm(apply: Apply, z_loss: float = 0.0) -> Loss:
         place = Tokens(batch["positions"], batch["segments"])
         logits, _ = apply({"params": params}, batch["tokens"], place, key=key)
         weights = batch["weights"]
-        # What padding predicts may be anything, NaN too: out before the logarithm, or its gradient is 0 * NaN.
+        # What padding predicts may be NaN: it goes before the logarithm, whose gradient would be 0 * NaN.
         logits = jnp.where((weights > 0)[..., None], logits, 0.0)
         nats, log_partition = cross_entropy(logits, batch["targets"])
         total = (nats * weights).sum()

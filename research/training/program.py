@@ -22,10 +22,12 @@ from research.training.paths import path_name
 from research.training.sharding import BATCH, STRATEGIES, state_shardings
 from research.training.state import State
 from research.training.step import (
+    Gradient,
     Step,
     accumulated_gradient,
     descent,
     initialise,
+    key_for,
     whole_gradient,
 )
 
@@ -71,6 +73,8 @@ class Functions:
     init: Callable[[], State]
     step: Step
     loss: Loss
+    gradient: Gradient
+    """Of the summed loss, over as many micro-batches as the step takes."""
 
 
 def functions(experiment: Experiment, mesh: Mesh | None = None) -> Functions:
@@ -127,6 +131,7 @@ def functions(experiment: Experiment, mesh: Mesh | None = None) -> Functions:
         init=jax.jit(init, out_shardings=shardings),
         step=jax.jit(step, in_shardings=(shardings, rows), out_shardings=(shardings, None), donate_argnums=0),
         loss=loss,
+        gradient=gradient,
     )
 
 
@@ -159,7 +164,7 @@ def build(experiment: Experiment, prepared: PreparedText) -> Program:
         ),
         place=place,
         evaluate=evaluation(parts.loss, valid, prepared.valid, place),
-        diagnose=diagnosis(parts.loss),
+        diagnose=diagnosis(parts.gradient, experiment.seed if experiment.model.dropout > 0.0 else None),
         tokens_per_step=tokens,
         flops_per_step=tokens * flops(causal=False),
         flops_per_step_causal=tokens * flops(causal=True),
@@ -193,12 +198,16 @@ def evaluation(
     return evaluate
 
 
-def diagnosis(loss: Loss) -> Callable[[State, Batch], str]:
-    """Returns (state, bad batch) -> the first parameter, or gradient of one, not finite; or "the loss"."""
-    gradient = jax.jit(jax.grad(loss, has_aux=True), static_argnums=2)
+def diagnosis(gradient: Gradient, dropout_seed: int | None) -> Callable[[State, Batch], str]:
+    """Returns (state, bad batch) -> the first parameter, or gradient of one, not finite; or "the loss".
+
+    The gradient is the very one that the step took: with the same micro-batches and the same dropout.
+    """
+    again = jax.jit(gradient)
 
     def diagnose(state: State, batch: Batch) -> str:
-        gradients, _ = gradient(state.params, batch, None)
+        key = None if dropout_seed is None else key_for(dropout_seed, "dropout", state.step)
+        gradients, _ = again(state.params, batch, key)
         for kind, tree in (("parameter", state.params), ("gradient of", gradients)):
             for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
                 if not bool(jnp.isfinite(leaf).all()):

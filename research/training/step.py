@@ -100,7 +100,8 @@ def descent(
                 1.0 / weight if clip is None else jnp.minimum(1.0, clip / jnp.maximum(norm, 1e-12)) / weight
             )
             mean = jax.tree.map(lambda g: g * factor, total)
-            updates, memory = optimizer.update(mean, state.optimizer, state.params)
+            with jax.numpy_dtype_promotion("standard"):  # optax mixes floats with integer counts
+                updates, memory = optimizer.update(mean, state.optimizer, state.params)
             params = optax.apply_updates(state.params, updates)
             average = state.average
             if ema is not None:

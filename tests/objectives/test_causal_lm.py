@@ -31,13 +31,18 @@ def plain(logits, targets):
 def batch_of(targets, weights):
     zeros = np.zeros_like(targets)
     places = {"positions": zeros + np.arange(LENGTH, dtype=np.int32), "segments": zeros}
-    return {"tokens": zeros, "targets": targets, "weights": weights, **places}
+    return jax.tree.map(jnp.asarray, {"tokens": zeros, "targets": targets, "weights": weights, **places})
 
 
 def table_model(variables, tokens, place, *, key):
     """A model whose logits are its parameters."""
     assert place.positions.shape == place.segments.shape == tokens.shape and key is None
     return variables["params"], None
+
+
+def loss_of(z_loss: float):
+    loss = causal_lm(table_model, z_loss)
+    return jax.jit(lambda logits, batch: loss(logits, batch, None))
 
 
 def test_cross_entropy_is_minus_the_logarithm_of_the_targets_probability():
@@ -70,7 +75,7 @@ def test_cross_entropy_of_bfloat16_logits_is_computed_in_float32():
 @pytest.mark.parametrize("z_loss", [0.0, 1e-2])
 def test_the_loss_is_a_weighted_sum_and_the_penalty_is_in_the_gradient_alone(z_loss):
     logits, targets, weights = arrays()
-    total, sums = causal_lm(table_model, z_loss)(logits, batch_of(targets, weights), None)
+    total, sums = loss_of(z_loss)(logits, batch_of(targets, weights))
     nats, log_partition = plain(logits, targets)
     loss, penalty = (nats * weights).sum(), (log_partition**2 * weights).sum()
     np.testing.assert_allclose(sums["loss"], loss, rtol=1e-5)
@@ -82,8 +87,7 @@ def test_the_loss_is_a_weighted_sum_and_the_penalty_is_in_the_gradient_alone(z_l
 def test_the_gradient_of_the_sum_is_its_closed_form(z_loss):
     """The gradient of log Z is the softmax p: weight * (p - onehot + 2 z log Z p)."""
     logits, targets, weights = arrays(1)
-    loss = causal_lm(table_model, z_loss)
-    gradient, _ = jax.grad(loss, has_aux=True)(jnp.asarray(logits), batch_of(targets, weights), None)
+    gradient, _ = jax.grad(loss_of(z_loss), has_aux=True)(logits, batch_of(targets, weights))
     wide = logits.astype(np.float64)
     log_partition = np.log(np.exp(wide).sum(-1))
     softmax = np.exp(wide - log_partition[..., None])
@@ -96,9 +100,9 @@ def test_what_padding_predicts_changes_neither_loss_nor_gradient(garbage):
     logits, targets, weights = arrays(2)
     weights[1, 3:] = 0.0
     spoilt = np.where((weights > 0)[..., None], logits, np.float32(garbage))
-    loss = jax.value_and_grad(causal_lm(table_model, 1e-2), has_aux=True)
-    (clean, sums), gradient = loss(jnp.asarray(logits), batch_of(targets, weights), None)
-    (found, found_sums), found_gradient = loss(jnp.asarray(spoilt), batch_of(targets, weights), None)
+    loss = jax.value_and_grad(loss_of(1e-2), has_aux=True)
+    (clean, sums), gradient = loss(logits, batch_of(targets, weights))
+    (found, found_sums), found_gradient = loss(spoilt, batch_of(targets, weights))
     assert found == clean and found_sums["loss"] == sums["loss"]
     padding = (weights == 0)[..., None]
     np.testing.assert_array_equal(np.where(padding, 0.0, found_gradient), gradient)
@@ -107,11 +111,10 @@ def test_what_padding_predicts_changes_neither_loss_nor_gradient(garbage):
 
 def test_sums_of_parts_add_up_to_the_whole():
     logits, targets, weights = arrays(3)
-    loss = causal_lm(table_model, 1e-2)
-    whole, sums = loss(logits, batch_of(targets, weights), None)
-    parts = [
-        loss(logits[i : i + 1], batch_of(targets[i : i + 1], weights[i : i + 1]), None) for i in range(BATCH)
-    ]
+    loss = loss_of(1e-2)
+    whole, sums = loss(logits, batch_of(targets, weights))
+    rows = [slice(i, i + 1) for i in range(BATCH)]
+    parts = [loss(logits[row], batch_of(targets[row], weights[row])) for row in rows]
     np.testing.assert_allclose(sum(part for part, _ in parts), whole, rtol=1e-6)
     for name in ("loss", "weight"):
         np.testing.assert_allclose(sum(part[name] for _, part in parts), sums[name], rtol=1e-6)
