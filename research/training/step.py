@@ -110,10 +110,12 @@ def descent(
 
         # A branch, not a selection of every array: that would keep old and new alive and copy both moments.
         after = jax.lax.cond(ok, update, lambda: dataclasses.replace(state, ok=ok))
+        with jax.numpy_dtype_promotion("standard"):
+            rate = jnp.asarray(schedule(state.step), jnp.float32)
         metrics = {
             "train/loss": sums["loss"] / weight,
             "train/gradient_norm": norm,
-            "train/learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
+            "train/learning_rate": rate,
             "ok": ok,
         }
         return after, metrics

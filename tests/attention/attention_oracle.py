@@ -1,7 +1,7 @@
 """Attention by its definition, one row at a time, in float64 NumPy: the oracle of every engine.
 
-Masks are judged pair by pair in plain Python, from their descriptions; masked pairs are never touched, so what
-they hold cannot matter.
+Masks are judged pair by pair in plain Python, from their descriptions. Masked pairs are never touched:
+what they hold cannot matter.
 """
 
 from __future__ import annotations
