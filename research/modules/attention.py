@@ -71,7 +71,9 @@ class MultiHeadAttention(nn.Module):
         if spec.rotary_base is not None and memory is None:
             positions = Tokens.arange(x.shape[1]).positions if tokens is None else tokens.positions
             q, k = rotary(q, positions, spec.rotary_base), rotary(k, positions, spec.rotary_base)
-        kv_tokens = tokens if memory is None else memory_tokens
+        kv_tokens = tokens
+        if memory is not None:  # which never shares the queries' tokens, though it may be as long
+            kv_tokens = Tokens.arange(memory.shape[1]) if memory_tokens is None else memory_tokens
         layer = None
         if cache is not None:
             layer, slots = cache
