@@ -118,5 +118,7 @@ class MultiHeadAttention(nn.Module):
             parts = [bias.reshape(spec.kv_heads, -1, spec.head_dim) for bias in biases]
             bias = jnp.concatenate(parts, axis=1).reshape(-1)
         y = linear(x, kernel, bias).reshape(*x.shape[:-1], spec.kv_heads, group + 2, spec.head_dim)
-        q = y[:, :, :, :group].reshape(*x.shape[:-1], spec.heads, spec.head_dim)
-        return q, y[:, :, :, group], y[:, :, :, group + 1]
+        # A split, not slices: its gradient is a concatenation, theirs a sum of padded arrays.
+        q, k, v = jnp.split(y, [group, group + 1], axis=3)
+        q, k, v = (part.reshape(*x.shape[:-1], -1, spec.head_dim) for part in (q, k, v))
+        return q, k, v
