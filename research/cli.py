@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import logging
 import os
 import shlex
 import sys
@@ -232,6 +233,8 @@ def _train(target: str, options: Train, overrides: Mapping[str, str]) -> None:
     from research.scale.host_memory import keep_freed_memory
 
     keep_freed_memory()
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger("research").setLevel(logging.INFO)
 
     from research.training.pretraining import pretrain
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import logging
 from typing import Literal
 
 import jax
@@ -14,6 +16,7 @@ from research.attention.softmax import reference
 from research.errors import UserError
 
 EngineName = Literal["auto", "reference", "cudnn"]
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,14 +65,24 @@ LACKS = {"cudnn": _cudnn_lacks, "reference": _reference_lacks}
 def choose(engine: EngineName, request: Request) -> str:
     """Returns the engine that serves the request: the one asked for, or for "auto" the first that can.
 
+    What "auto" took, and what the faster engines lacked, is logged once.
+
     Raises:
       UserError: the engine asked for by name cannot serve it; the message names what it lacks.
     """
     if engine == "auto":
-        return next(name for name, lacks in LACKS.items() if lacks(request) is None)
+        needs = {name: lacks(request) for name, lacks in LACKS.items()}
+        chosen = next(name for name, need in needs.items() if need is None)
+        _say(chosen, "".join(f"; {name} needs {need}" for name, need in needs.items() if need is not None))
+        return chosen
     if (need := LACKS[engine](request)) is not None:
         raise UserError(f"attention engine {engine!r} needs {need}; 'reference' serves everything")
     return engine
+
+
+@functools.cache
+def _say(chosen: str, why: str) -> None:
+    _log.info("attention engine: %s%s", chosen, why)
 
 
 def attend(
@@ -101,8 +114,8 @@ def attend(
       dropout_key: key of the dropout.
       engine: who computes it; "auto" takes the fastest that can serve the request.
 
-    Tokens of segment 0 are padding, whatever the mask: they may hold NaN without harm, nothing attends to them,
-    and their rows give 0, with 0 gradient.
+    Tokens of segment 0 are padding, whatever the mask: they may hold NaN without harm, nothing attends to
+    them, and their rows give 0, with 0 gradient.
 
     Raises:
       ValueError: shapes do not fit, or q_len != kv_len without explicit tokens.
