@@ -1,0 +1,181 @@
+"""Trains a small GPT on meshes of eight simulated devices and prints what came of it; a process of its own.
+
+The number of devices is settled when JAX starts, so the tests, which run on one, start this once and read
+its JSON. A case is a description's overrides; the same case on one device is its reference.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+
+from research.data.packing import train_batches
+from research.data.stream import TokenStream
+from research.data.text import TextData
+from research.errors import UserError
+from research.models.gpt import GPT
+from research.scale.mesh import make_mesh
+from research.training.experiment import Experiment, Sharding
+from research.training.optimizer import Adafactor, AdamW, Muon
+from research.training.paths import path_name
+from research.training.program import functions, place_rows
+from research.training.schedule import Linear
+
+STEPS = 3
+FEED_FORWARD = "stack/blocks/feed_forward/"
+BASE = Experiment(
+    name="sharded",
+    model=GPT(vocabulary=64, context=16, layers=2, width=32, heads=4, kv_heads=2),
+    data=TextData(length=16, batch=16),
+    optimizer=AdamW(learning_rate=3e-3, epsilon=1e-6),
+    schedule=Linear(warmup=0),
+    steps=STEPS,
+    ema=0.5,
+    z_loss=1e-3,
+)
+ROTARY = dataclasses.replace(
+    BASE.model, positions="rotary", tied_head=False, feed_forward="swiglu", depth="unroll"
+)
+MODELS = {
+    "": BASE,
+    "rotary": dataclasses.replace(BASE, model=dataclasses.replace(ROTARY, remat="block", qk_norm=True)),
+    "dropout": dataclasses.replace(BASE, model=dataclasses.replace(BASE.model, dropout=0.1)),
+    "accumulate": dataclasses.replace(BASE, accumulate=2),
+    "muon": dataclasses.replace(BASE, optimizer=Muon()),
+    "adafactor": dataclasses.replace(BASE, optimizer=Adafactor()),
+}
+"""Descriptions, by name; the first word of a case."""
+MESHES = {
+    "replicated": Sharding("replicated", data=8, fsdp=1),
+    "fsdp": Sharding("fsdp", data=2, fsdp=4),
+    "fsdp+tensor": Sharding("fsdp+tensor", data=2, fsdp=2, tensor=2),
+    "few kv heads": Sharding("fsdp+tensor", data=1, fsdp=1, tensor=4, sequence=2),
+    "sequence": Sharding("fsdp", data=2, fsdp=2, sequence=2),
+}
+FAST = ["replicated", "fsdp", "few kv heads", "accumulate fsdp"]
+SLOW = ["fsdp+tensor", "sequence", "dropout fsdp+tensor", "dropout sequence", "muon fsdp+tensor"]
+SLOW += ["adafactor fsdp", "rotary few kv heads", "rotary fsdp+tensor"]
+
+
+def stream() -> TokenStream:
+    random = np.random.default_rng(0)
+    tokens = random.integers(1, 64, 4000).astype(np.uint16)
+    starts = np.arange(0, 4000, 23)
+    tokens[starts] = tokens[-1] = 0
+    return TokenStream(tokens, starts.astype(np.int64), 8000)
+
+
+def batches():
+    """Three batches whose weights differ, in their sum over rows too."""
+    for number, batch in zip(
+        range(STEPS), train_batches(stream(), length=16, batch=16, seed=1), strict=False
+    ):
+        batch["weights"] = np.random.default_rng(number).choice([0.0, 1.0], (16, 16), p=[0.3, 0.7])
+        batch["weights"][number::4] = 0.0
+        batch["weights"] = batch["weights"].astype(np.float32)
+        yield batch
+
+
+def train(experiment: Experiment, mesh) -> dict[str, Any]:
+    """Losses and gradient norms of each step, and the last state."""
+    parts = functions(experiment, mesh)
+    init = parts.init.lower().compile()
+    state = init()
+    metrics, same = [], True
+    with jax.transfer_guard_device_to_device("disallow"):
+        for batch in batches():
+            placed = place_rows(parts.abstract_batch["tokens"].sharding, batch)
+            same = same and all(np.array_equal(placed[name], batch[name]) for name in batch)
+            state, found = parts.step(state, placed)
+            metrics.append(jax.device_get(found))
+    return {
+        "batches_arrive": same,
+        "losses": [float(m["train/loss"]) for m in metrics],
+        "norms": [float(m["train/gradient_norm"]) for m in metrics],
+        "parameters": named(state.params),
+        "average": named(state.average),
+        "state": state,
+        "abstract": parts.abstract_state,
+        "initialisation": init.as_text(),
+    }
+
+
+def whole_shape(found: dict[str, Any], path: str) -> bool:
+    """Whether the partitioned program of the initialisation has an array of this parameter's whole shape."""
+    shape = found["parameters"][path].shape
+    return f"[{','.join(map(str, shape))}]" in found["initialisation"]
+
+
+def named(params) -> dict[str, np.ndarray]:
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {path_name(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def compare(case: str, references: dict[str, Any]) -> dict[str, Any]:
+    """Largest differences between a case and its reference, and how its state lies on the devices."""
+    name, _, rest = case.partition(" ")
+    name, mesh = (name, rest) if name in MODELS else ("", case)
+    same = "" if name == "accumulate" else name  # as one large batch
+    if same not in references:
+        one = make_mesh(devices=jax.devices()[:1])
+        references[same] = train(dataclasses.replace(MODELS[same], sharding=Sharding("replicated")), one)
+    one, experiment = references[same], dataclasses.replace(MODELS[name], sharding=MESHES[mesh])
+    found = train(experiment, None)
+
+    def apart(kind: str) -> float:
+        return max(float(np.abs(found[kind][path] - one[kind][path]).max()) for path in one[kind])
+
+    leaves = jax.tree_util.tree_leaves_with_path(found["state"])
+    as_promised = jax.tree.map(
+        lambda leaf, promised: (
+            leaf.sharding.is_equivalent_to(promised.sharding, leaf.ndim)
+            and (leaf.shape, leaf.dtype) == (promised.shape, promised.dtype)
+        ),
+        found["state"],
+        found["abstract"],
+    )
+    return {
+        "batches_arrive": found["batches_arrive"],
+        "losses": found["losses"],
+        "reference": one["losses"],
+        "norms": found["norms"],
+        "reference_norms": one["norms"],
+        "parameters_apart": apart("parameters"),
+        "average_apart": apart("average"),
+        "as_promised": all(jax.tree.leaves(as_promised)),
+        "whole_while_initialising": [
+            path for path in ("up", "down") if whole_shape(found, f"{FEED_FORWARD}{path}/kernel")
+        ],
+        "shares": {
+            path_name(path): leaf.addressable_shards[0].data.size / leaf.size for path, leaf in leaves
+        },
+    }
+
+
+def mistakes() -> dict[str, str]:
+    """What is said of meshes and shardings that do not fit."""
+    found = {}
+    for name, sharding, model in (
+        ("too large", Sharding(data=16, fsdp=1), {}),
+        ("left over", Sharding(data=3, fsdp=1), {}),
+        ("indivisible", Sharding("fsdp", fsdp=8), {"width": 36}),
+        ("heads", Sharding("fsdp+tensor", tensor=8), {}),
+    ):
+        model = dataclasses.replace(BASE.model, **model)
+        try:
+            functions(dataclasses.replace(BASE, model=model, sharding=sharding))
+        except UserError as error:
+            found[name] = str(error)
+    return found
+
+
+if __name__ == "__main__":
+    assert len(jax.devices()) == 8
+    references: dict[str, Any] = {}
+    results = {case: compare(case, references) for case in sys.argv[1:]}
+    json.dump({"cases": results, "mistakes": mistakes()}, sys.stdout)
