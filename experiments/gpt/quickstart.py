@@ -1,12 +1,13 @@
 """A small GPT learns Python from the standard library of the Python that runs it.
 
-Run: headway train experiments/gpt/quickstart.py
+    headway train experiments/gpt/quickstart.py
 """
 
 from research.data.text import TextData
 from research.models.gpt import GPT
 from research.training.experiment import Evaluation, Experiment
-from research.training.optimizer import AdamW
+from research.training.optimizer import Muon
+from research.training.schedule import Linear
 
 
 def experiment() -> Experiment:
@@ -16,16 +17,18 @@ def experiment() -> Experiment:
             vocabulary=2048,
             context=256,
             layers=4,
-            width=192,
-            heads=3,
+            width=128,
+            heads=2,
             positions="rotary",
             norm="rms",
+            feed_forward="relu2",
             bias=False,
         ),
         data=TextData(source="standard-library", length=256, batch=16),
-        optimizer=AdamW(learning_rate=3e-3),
-        steps=600,
-        evaluation=Evaluation(every=200, batches=8),
+        optimizer=Muon(learning_rate=2e-2, adam_learning_rate=5e-3),
+        schedule=Linear(warmup=20),
+        steps=420,
+        evaluation=Evaluation(every=140, batches=8),
         baselines=True,
         samples=20,
     )
