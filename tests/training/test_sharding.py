@@ -63,7 +63,6 @@ def test_eight_devices_compute_what_one_computes_for_other_models_and_optimizers
 @pytest.mark.parametrize(
     ("case", "shares"),
     [
-        ("replicated", {"": 1}),
         ("fsdp", {"": 1 / 4}),
         ("few kv heads", {"position_embedding/table": 1, "key/kernel": 1, "value/kernel": 1, "": 1 / 4}),
     ],
@@ -79,7 +78,7 @@ def test_a_device_holds_its_share_of_matrices_moments_and_averages(fast, case, s
 
 def test_nothing_is_whole_on_one_device_while_it_is_initialised(fast):
     assert fast["cases"]["fsdp"]["whole_while_initialising"] == []
-    assert fast["cases"]["replicated"]["whole_while_initialising"] == ["up", "down"]
+    assert fast["cases"]["fsdp"]["whole_in_reference"] == ["up", "down"]
 
 
 @pytest.mark.parametrize(
