@@ -124,7 +124,8 @@ def kept(logits, how):
     [
         Decoding(), Decoding(0.5), Decoding(top_k=1), Decoding(top_k=3), Decoding(top_k=99),
         Decoding(top_p=0.01), Decoding(top_p=0.6), Decoding(top_p=1.0),
-        Decoding(min_p=0.2), Decoding(min_p=1.0), Decoding(0.7, top_k=8, top_p=0.8), Decoding(2.0, top_k=9, top_p=0.9, min_p=0.3),
+        Decoding(min_p=0.2), Decoding(min_p=1.0), Decoding(0.7, top_k=8, top_p=0.8),
+        Decoding(2.0, top_k=9, top_p=0.9, min_p=0.3),
     ],
 )  # fmt: skip
 def test_filters_keep_what_sorting_keeps(how):
