@@ -286,6 +286,8 @@ def _sample(target: str, options: Sample, overrides: Mapping[str, str]) -> None:
 
     if options.count < 1:
         raise UserError(f"--count {options.count}: at least 1")
+    if not 0 <= options.seed < 2**32:
+        raise UserError(f"--seed {options.seed}: between 0 and {2**32 - 1}")
     how = Decoding(options.temperature, options.top_k, options.top_p, options.min_p)
     trained = load(target, options.checkpoint)
     texts = continuations(

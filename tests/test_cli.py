@@ -56,6 +56,8 @@ def run(capsys, *arguments: str) -> tuple[int, str, str]:
         (["sample", "nowhere", "--prompt", "x"], "no run directory at nowhere"),
         (["sample", "nowhere", "--promt", "x"], "unknown option --promt; did you mean --prompt?"),
         (["sample", "nowhere", "--count", "0"], "--count 0: at least 1"),
+        (["sample", "nowhere", "--seed", "9" * 20], "--seed 99999999999999999999: between 0 and 4294967295"),
+        (["sample", "nowhere", "--seed", "-1"], "--seed -1: between 0 and 4294967295"),
         (["sample", "nowhere", "--top-p", "2"], "top-p 2: above 0 and at most 1"),
         (["evaluate", "nowhere"], "no run directory at nowhere"),
         (["evaluate", "nowhere", "--model.layers", "3"], "unknown option --model.layers"),

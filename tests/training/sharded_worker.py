@@ -47,7 +47,10 @@ MODELS = {
     "dropout": dataclasses.replace(BASE, model=dataclasses.replace(BASE.model, dropout=0.1)),
     "accumulate": dataclasses.replace(BASE, accumulate=2),
     "muon": dataclasses.replace(BASE, optimizer=Muon()),
-    "adafactor": dataclasses.replace(BASE, optimizer=Adafactor()),
+    # No biases: that of the keys has no gradient but noise, and Adafactor divides every gradient by its size.
+    "adafactor": dataclasses.replace(
+        BASE, optimizer=Adafactor(), model=dataclasses.replace(BASE.model, bias=False)
+    ),
 }
 """Descriptions, by name; the first word of a case."""
 MESHES = {
