@@ -86,8 +86,10 @@ def test_embedding_looks_up_and_is_the_tied_head():
     module, tokens = Embedding(9, 4), jnp.array([[0, 8, 3], [100, 1, 1]], jnp.int32)
     variables = {"params": {"table": inputs(9, 4, seed=1)}}
     table = np.asarray(variables["params"]["table"])
-    np.testing.assert_array_equal(module.apply(variables, tokens, jnp.float32), table[[[0, 8, 3], [8, 1, 1]]])
-    assert module.apply(variables, tokens, jnp.bfloat16).dtype == jnp.bfloat16
+    np.testing.assert_array_equal(
+        module.apply(variables, tokens, jnp.dtype("float32")), table[[[0, 8, 3], [8, 1, 1]]]
+    )
+    assert module.apply(variables, tokens, jnp.dtype("bfloat16")).dtype == jnp.bfloat16
     x = inputs(2, 3, 4)
     got = module.apply(variables, x, method="attend")
     np.testing.assert_allclose(got, np.asarray(x, np.float64) @ table.T, atol=1e-5)
