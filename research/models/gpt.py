@@ -20,6 +20,7 @@ from research.modules.block import BlockSpec, Context, Stack
 from research.modules.embedding import Embedding
 from research.modules.linear import Linear
 from research.modules.norm import Norm
+from research.modules.placement import placed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,17 +159,18 @@ class GPTModule(nn.Module):
         elif gpt.positions == "sinusoidal":
             x = x + sinusoidal(positions, gpt.width).astype(dtype)
         embedding_key, stack_key = (None, None) if key is None else jax.random.split(key)
-        x = dropout(x, gpt.dropout, embedding_key)
+        x = placed(dropout(x, gpt.dropout, embedding_key))
         mask = gpt.mask if place is None or place.segments is None else gpt.mask & SameSegment()
         layers, slots = (None, None) if cache is None else (cache[0], cache[1].write(positions))
         x, layers = Stack(block_spec(gpt, mask), gpt.layers, gpt.depth, gpt.remat, name="stack")(
             x, Context(tokens=place, slots=slots), layers, stack_key
         )
-        x = Norm(gpt.norm, gpt.bias, name="final_norm")(x)
+        x = placed(Norm(gpt.norm, gpt.bias, name="final_norm")(placed(x)))
         if gpt.tied_head:
             logits = embedding.attend(x)
         else:
             logits = Linear((gpt.width,), (gpt.vocabulary,), False, name="head")(x).astype(jnp.float32)
         if gpt.logit_soft_cap is not None:
             logits = gpt.logit_soft_cap * jnp.tanh(logits / gpt.logit_soft_cap)
+        logits = placed(logits)
         return logits, None if layers is None or slots is None else (layers, slots)

@@ -14,6 +14,7 @@ from research.attention.masks import Everything, Mask, Tokens
 from research.modules.attention import AttentionSpec, MultiHeadAttention
 from research.modules.feed_forward import FeedForward, FeedForwardName
 from research.modules.norm import Norm, NormName
+from research.modules.placement import placed
 
 Remat = Literal["none", "block", "dots"]
 POLICIES: dict[str, Any] = {"block": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
@@ -126,6 +127,7 @@ class Stack(nn.Module):
 
         def apply(x: Array, layer: Any) -> tuple[Array, KeyValues | None]:
             params, cache, key = layer
+            x = placed(x)
             return block.apply({"params": params}, x, context, cache, key)  # type: ignore[return-value]
 
         if self.remat != "none":

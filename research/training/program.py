@@ -105,7 +105,12 @@ def functions(experiment: Experiment, mesh: Mesh | None = None) -> Functions:
         shapes,
         shardings,
     )
-    loss = causal_lm(module.apply, experiment.z_loss)
+
+    def apply(*args: Any, **kwargs: Any) -> Any:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # tells the modules where activations lie
+            return module.apply(*args, **kwargs)
+
+    loss = causal_lm(apply, experiment.z_loss)
     gradient = (
         accumulated_gradient(loss, experiment.accumulate)
         if experiment.accumulate > 1

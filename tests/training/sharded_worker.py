@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import sys
 from typing import Any
 
@@ -95,13 +96,14 @@ def train(experiment: Experiment, mesh) -> dict[str, Any]:
     """Losses and gradient norms of each step, and the last state."""
     parts = functions(experiment, mesh)
     init = parts.init.lower().compile()
+    step = parts.step.lower(parts.abstract_state, parts.abstract_batch).compile()
     state = init()
     metrics, same = [], True
     with jax.transfer_guard_device_to_device("disallow"):
         for batch in batches():
             placed = place_rows(parts.abstract_batch["tokens"].sharding, batch)
             same = same and all(np.array_equal(placed[name], batch[name]) for name in batch)
-            state, found = parts.step(state, placed)
+            state, found = step(state, placed)
             metrics.append(jax.device_get(found))
     return {
         "batches_arrive": same,
@@ -112,6 +114,7 @@ def train(experiment: Experiment, mesh) -> dict[str, Any]:
         "state": state,
         "abstract": parts.abstract_state,
         "initialisation": init.as_text(),
+        "step": step.as_text(),
     }
 
 
@@ -120,6 +123,16 @@ def whole_shapes(found: dict[str, Any]) -> list[str]:
     shapes = {name: found["parameters"][f"{FEED_FORWARD}{name}/kernel"].shape for name in ("up", "down")}
     text = {name: f"[{','.join(map(str, shape))}]" for name, shape in shapes.items()}
     return [name for name, shape in text.items() if shape in found["initialisation"]]
+
+
+def whole_activations(found: dict[str, Any]) -> list[str]:
+    """Floating arrays of the (partitioned) step that hold every row of the batch, over the whole width.
+
+    A look-up in a table that is split by its width gives every row a part of the width; that is no more than
+    a part of the rows over the whole width.
+    """
+    arrays = set(re.findall(r"f32\[(?:16,16|256),([\d,]+)\]", found["step"]))
+    return sorted(rest for rest in arrays if np.prod([int(n) for n in rest.split(",")]) >= BASE.model.width)
 
 
 def named(params) -> dict[str, np.ndarray]:
@@ -161,6 +174,8 @@ def compare(case: str, references: dict[str, Any]) -> dict[str, Any]:
         "as_promised": all(jax.tree.leaves(as_promised)),
         "whole_while_initialising": whole_shapes(found),
         "whole_in_reference": whole_shapes(one),
+        "whole_activations": whole_activations(found),
+        "whole_activations_in_reference": whole_activations(one),
         "shares": {
             path_name(path): leaf.addressable_shards[0].data.size / leaf.size for path, leaf in leaves
         },

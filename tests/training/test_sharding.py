@@ -76,6 +76,12 @@ def test_a_device_holds_its_share_of_matrices_moments_and_averages(fast, case, s
         assert share == next(value for end, value in shares.items() if path.endswith(end)), path
 
 
+def test_no_device_works_on_the_whole_batch(fast):
+    # Parameters are gathered for a layer, activations are not: what makes it ZeRO-3.
+    assert fast["cases"]["fsdp"]["whole_activations_in_reference"] != []
+    assert fast["cases"]["fsdp"]["whole_activations"] == []
+
+
 def test_nothing_is_whole_on_one_device_while_it_is_initialised(fast):
     assert fast["cases"]["fsdp"]["whole_while_initialising"] == []
     assert fast["cases"]["fsdp"]["whole_in_reference"] == ["up", "down"]

@@ -1,0 +1,23 @@
+"""Where activations lie on a mesh."""
+
+from __future__ import annotations
+
+import jax
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float
+
+BATCH_AXES = ("data", "fsdp")
+LENGTH_AXIS = "sequence"
+
+
+def placed(x: Float[Array, "batch length *rest"]) -> Float[Array, "batch length *rest"]:
+    """Returns x, split over the mesh in force by batch and length; x itself where there is none.
+
+    Left to itself, the partitioner may rather move activations to where parameters lie than gather the
+    parameters of a layer when they are needed, and then every device works on the whole batch.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1 or not {*BATCH_AXES, LENGTH_AXIS} <= set(mesh.axis_names):
+        return x
+    rest = (P.UNCONSTRAINED,) * (x.ndim - 2)
+    return jax.lax.with_sharding_constraint(x, P(BATCH_AXES, LENGTH_AXIS, *rest))
