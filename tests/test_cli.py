@@ -41,7 +41,7 @@ def run(capsys, *arguments: str) -> tuple[int, str, str]:
         (["train", QUICKSTART, "--steps"], "--steps: needs a value"),
         (
             ["train", QUICKSTART, "--model.heads", "5"],
-            "model.heads 5 does not divide model.width 192; nearest: 4 or 6",
+            "model.heads 5 does not divide model.width 128; nearest: 4 or 8",
         ),
         (
             ["train", QUICKSTART, "--profile", "10"],
@@ -97,7 +97,7 @@ def test_help_of_an_experiment_lists_every_field_with_docstring_and_value(capsys
     words = " ".join(out.split())
     assert code == 0
     assert "--model.layers INT Blocks. (default: 4)" in words
-    assert "--optimizer {adamw,lion,adafactor,muon} (default: adamw" in words
+    assert "--optimizer {adamw,lion,adafactor,muon} (default: muon" in words
     assert "--checkpointing.keep-last INT" in words and "--optimizer.beta1 FLOAT" in words
     code, out, _ = run(capsys, "train", QUICKSTART, "--optimizer", "muon", "--steps", "7", "--help")
     words = " ".join(out.split())
