@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, Key
 from research.attention.cache import KeyValues, Slots
 from research.attention.dropout import dropout
 from research.attention.masks import Causal, Mask, SameSegment, Tokens, Window
-from research.attention.positions import sinusoidal
+from research.attention.positions import learned, sinusoidal
 from research.modules.attention import AttentionSpec
 from research.modules.block import BlockSpec, Context, Stack
 from research.modules.embedding import Embedding
@@ -78,6 +78,11 @@ class GPT:
         return self.width // self.heads
 
     @property
+    def key_value_heads(self) -> int:
+        """Heads of keys and values."""
+        return self.heads if self.kv_heads is None else self.kv_heads
+
+    @property
     def hidden(self) -> int:
         """Hidden width of the feed-forward network."""
         return 4 * self.width if self.feed_forward_width is None else self.feed_forward_width
@@ -94,11 +99,8 @@ class GPT:
 
     def empty_cache(self, batch: int, slots: int) -> tuple[KeyValues, Slots]:
         """Returns a cache for ``batch`` rows of at most ``slots`` tokens."""
-        heads = self.heads if self.kv_heads is None else self.kv_heads
-        dtype = jnp.dtype(self.dtype)
-        return KeyValues.empty(self.layers, batch, slots, heads, self.head_dim, dtype), Slots.empty(
-            batch, slots
-        )
+        shape = (self.layers, batch, slots, self.key_value_heads, self.head_dim)
+        return KeyValues.empty(*shape, jnp.dtype(self.dtype)), Slots.empty(batch, slots)
 
 
 def block_spec(gpt: GPT, mask: Mask) -> BlockSpec:
@@ -106,7 +108,7 @@ def block_spec(gpt: GPT, mask: Mask) -> BlockSpec:
     attention = AttentionSpec(
         width=gpt.width,
         heads=gpt.heads,
-        kv_heads=gpt.heads if gpt.kv_heads is None else gpt.kv_heads,
+        kv_heads=gpt.key_value_heads,
         head_dim=gpt.head_dim,
         bias=gpt.bias,
         rotary_base=gpt.rotary_base if gpt.positions == "rotary" else None,
@@ -155,7 +157,8 @@ class GPTModule(nn.Module):
         x = embedding(tokens, dtype)
         positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None] if place is None else place.positions
         if gpt.positions == "learned":
-            x = x + Embedding(gpt.context, gpt.width, name="position_embedding")(positions, dtype)
+            table = Embedding(gpt.context, gpt.width, name="position_embedding").table
+            x = x + learned(positions, table).astype(dtype)
         elif gpt.positions == "sinusoidal":
             x = x + sinusoidal(positions, gpt.width).astype(dtype)
         embedding_key, stack_key = (None, None) if key is None else jax.random.split(key)

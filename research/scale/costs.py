@@ -25,7 +25,7 @@ PEAK_BF16 = {
 
 def matmul_parameters(model: GPT) -> int:
     """Returns the number of weights in matrix products: all matrices and the head, no look-up tables."""
-    key_value_width = model.head_dim * (model.heads if model.kv_heads is None else model.kv_heads)
+    key_value_width = model.head_dim * model.key_value_heads
     attention = 2 * model.width * model.width + 2 * model.width * key_value_width
     feed_forward = (3 if model.feed_forward == "swiglu" else 2) * model.width * model.hidden
     return model.layers * (attention + feed_forward) + model.width * model.vocabulary
