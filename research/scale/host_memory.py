@@ -12,7 +12,7 @@ def keep_freed_memory() -> None:
     """Tells glibc's malloc to keep what is freed for the next request instead of returning it to the kernel.
 
     XLA on a CPU allocates the temporaries of a step anew each time. Handed back in between, every page of
-    them is faulted in and zeroed again: a third of a 50 ms step of the 0.8M-parameter character model. The
+    them is faulted in and zeroed again: a fifth of a 50 ms step of the 0.8M-parameter character model. The
     price is that the process keeps its peak memory until it ends. Call it before threads start; a no-op where
     malloc is not glibc's.
     """
