@@ -1,0 +1,1 @@
+"""Grids of experiments that differ in declared factors: planning, running, resuming."""
