@@ -8,6 +8,7 @@ Kneser-Ney trigram over the same tokens 1.602, bigram 1.901, unigram 2.855; xz -
 parses as Python.
 """
 
+from research.attention.positions import Rotary
 from research.data.text import TextData
 from research.models.gpt import GPT
 from research.training.experiment import Evaluation, Experiment
@@ -24,7 +25,7 @@ def experiment() -> Experiment:
             layers=4,
             width=128,
             heads=2,
-            positions="rotary",
+            positions=Rotary(),
             norm="rms",
             feed_forward="relu2",
             bias=False,

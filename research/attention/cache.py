@@ -42,17 +42,15 @@ class Slots:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class KeyValues:
-    """Keys and values of one layer (or, with a leading axis, of all layers)."""
+    """Keys and values of one layer; a stack keeps those of its layers along a leading axis."""
 
     keys: Float[Array, "*layers batch slots kv_heads head_dim"]
     values: Float[Array, "*layers batch slots kv_heads head_dim"]
 
     @classmethod
-    def empty(
-        cls, layers: int, batch: int, slots: int, kv_heads: int, head_dim: int, dtype: jnp.dtype
-    ) -> KeyValues:
-        """Returns zeros for all layers: 2 * layers * batch * slots * kv_heads * head_dim elements."""
-        zeros = jnp.zeros((layers, batch, slots, kv_heads, head_dim), dtype)
+    def empty(cls, batch: int, slots: int, kv_heads: int, head_dim: int, dtype: jnp.dtype) -> KeyValues:
+        """Returns zeros for one layer: 2 * batch * slots * kv_heads * head_dim elements."""
+        zeros = jnp.zeros((batch, slots, kv_heads, head_dim), dtype)
         return cls(zeros, zeros)
 
     def write(

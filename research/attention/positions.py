@@ -2,8 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+
+
+@dataclasses.dataclass(frozen=True)
+class Learned:
+    """A learned vector per position, added to the token's embedding."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sinusoidal:
+    """Fixed sinusoids, added to the token's embedding."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rotary:
+    """Queries and keys are turned by their positions (Su et al., 2021)."""
+
+    base: float = 10000.0
+    """Base of the frequencies."""
+
+
+Positions = Learned | Sinusoidal | Rotary
+"""Positional encodings; None is none at all (NoPE; Kazemnejad et al., 2023)."""
 
 
 def sinusoidal(positions: Int[Array, "batch length"], width: int) -> Float[Array, "batch length width"]:

@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
+from collections.abc import Iterator
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from research.attention.cache import KeyValues, Slots
+from research.attention.cache import Slots
+from research.attention.catalogue import Attention
 from research.attention.dropout import dropout
-from research.attention.masks import Causal, Mask, SameSegment, Tokens, Window
-from research.attention.positions import learned, sinusoidal
+from research.attention.engines import EngineName
+from research.attention.masks import Tokens
+from research.attention.mechanisms import Geometry, Softmax
+from research.attention.positions import Learned, Positions
+from research.models.stacks import (
+    attention_problems,
+    stack_flops_per_token,
+    stack_matmul_parameters,
+    with_pattern,
+)
 from research.modules.attention import AttentionSpec
-from research.modules.block import BlockSpec, Context, Stack
-from research.modules.embedding import Embedding
+from research.modules.block import BlockSpec, Context, Stack, empty_cache
+from research.modules.embedding import Embedding, with_positions
+from research.modules.feed_forward import FeedForwardName
 from research.modules.linear import Linear
 from research.modules.norm import Norm
 from research.modules.placement import placed
@@ -39,24 +50,18 @@ class GPT:
     """Query heads."""
     kv_heads: int | None = None
     """Key/value heads (fewer than heads: grouped-query attention; 1: multi-query); default: heads."""
+    attention: Attention = dataclasses.field(default_factory=Softmax)
+    """How tokens read those before them."""
     feed_forward_width: int | None = None
     """Hidden width of the feed-forward network; default: 4 * width."""
-    feed_forward: Literal["gelu", "relu", "relu2", "swiglu"] = "gelu"
-    """Activation of the feed-forward network ("gelu" is GPT-2's tanh form)."""
-    positions: Literal["learned", "sinusoidal", "rotary", "none"] = "learned"
+    feed_forward: FeedForwardName = "gelu"
+    """Activation of the feed-forward network ("gelu" is the tanh form, GPT-2's)."""
+    positions: Positions | None = dataclasses.field(default_factory=Learned)
     """Positional encoding."""
-    rotary_base: float = 10000.0
-    """Base of the rotary frequencies."""
     norm: Literal["layer", "rms"] = "layer"
     """Normalisation before each sub-layer and before the head."""
     bias: bool = True
     """Biases in linear layers and LayerNorm."""
-    qk_norm: bool = False
-    """RMS-normalise queries and keys per head."""
-    window: int | None = None
-    """Sliding-window attention: each token sees this many tokens, itself included; default: all before it."""
-    attention_soft_cap: float | None = None
-    """Soft cap of attention logits, c * tanh(s / c)."""
     logit_soft_cap: float | None = None
     """Soft cap of output logits."""
     tied_head: bool = True
@@ -67,66 +72,64 @@ class GPT:
     """Loop over layers (fast to compile) or unroll them (faster for few layers); same parameters."""
     remat: Literal["none", "block", "dots"] = "none"
     """What the backward pass recomputes: nothing, whole blocks, or all but matmul outputs."""
-    engine: Literal["auto", "reference", "cudnn"] = "auto"
+    engine: EngineName = "auto"
     """Attention engine; one asked for by name refuses what it cannot serve."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of the computation; parameters, softmax and loss stay float32."""
 
     @property
-    def head_dim(self) -> int:
-        """Width of a head."""
-        return self.width // self.heads
-
-    @property
-    def key_value_heads(self) -> int:
-        """Heads of keys and values."""
-        return self.heads if self.kv_heads is None else self.kv_heads
+    def geometry(self) -> Geometry:
+        """Sizes of an attention layer."""
+        kv_heads = self.heads if self.kv_heads is None else self.kv_heads
+        return Geometry(self.width, self.heads, kv_heads, self.width // self.heads)
 
     @property
     def hidden(self) -> int:
         """Hidden width of the feed-forward network."""
         return 4 * self.width if self.feed_forward_width is None else self.feed_forward_width
 
-    @property
-    def mask(self) -> Mask:
-        """Which token may attend to which."""
-        causal: Mask = Causal() if self.window is None else Causal() & Window(self.window - 1)
-        return causal
-
     def build(self) -> GPTModule:
         """Returns the Flax module."""
         return GPTModule(self)
 
-    def empty_cache(self, batch: int, slots: int) -> tuple[KeyValues, Slots]:
-        """Returns a cache for ``batch`` rows of at most ``slots`` tokens."""
-        shape = (self.layers, batch, slots, self.key_value_heads, self.head_dim)
-        return KeyValues.empty(*shape, jnp.dtype(self.dtype)), Slots.empty(batch, slots)
+    def empty_cache(self, batch: int, slots: int) -> tuple[tuple[Any, ...], Slots]:
+        """Returns the empty decoding state for ``batch`` rows of at most ``slots`` tokens."""
+        return empty_cache(self.specs(), self.layers, batch, slots, jnp.dtype(self.dtype))
 
+    def specs(self) -> tuple[BlockSpec, ...]:
+        """Returns the repeating group of blocks, with GPT-2's initialisation."""
+        attention = AttentionSpec(
+            geometry=self.geometry,
+            causal=True,
+            bias=self.bias,
+            dropout=self.dropout,
+            engine=self.engine,
+            # Residual projections shrink with depth (Radford et al., 2019, section 2.3).
+            output_stddev=0.02 / math.sqrt(2 * self.layers),
+        )
+        block = BlockSpec(attention, self.hidden, self.feed_forward, self.norm, self.bias)
+        return with_pattern(block, self.attention, self.positions)
 
-def block_spec(gpt: GPT, mask: Mask) -> BlockSpec:
-    """Returns what the blocks of a GPT share, with GPT-2's initialisation."""
-    attention = AttentionSpec(
-        width=gpt.width,
-        heads=gpt.heads,
-        kv_heads=gpt.key_value_heads,
-        head_dim=gpt.head_dim,
-        bias=gpt.bias,
-        rotary_base=gpt.rotary_base if gpt.positions == "rotary" else None,
-        qk_norm=gpt.qk_norm,
-        soft_cap=gpt.attention_soft_cap,
-        dropout=gpt.dropout,
-        engine=gpt.engine,
-        # Residual projections shrink with depth (Radford et al., 2019, section 2.3).
-        output_stddev=0.02 / math.sqrt(2 * gpt.layers),
-    )
-    return BlockSpec(
-        attention=attention,
-        hidden=gpt.hidden,
-        feed_forward=gpt.feed_forward,
-        norm=gpt.norm,
-        norm_bias=gpt.bias,
-        mask=mask,
-    )
+    def matmul_parameters(self) -> int:
+        """Returns the number of weights in matrix products: all matrices and the head, no look-up tables."""
+        return stack_matmul_parameters(self.specs(), self.layers) + self.width * self.vocabulary
+
+    def training_flops_per_token(self, length: int, *, visible: bool) -> float:
+        """Returns the FLOPs of forward and backward for one token of a sequence, as PaLM's appendix B counts.
+
+        6 per matrix weight (2 forward, 4 backward), and three times what each layer's mechanism counts beyond
+        its weights. Recomputation (remat) and all that is no matrix product is left out.
+
+        Args:
+          length: tokens in a sequence.
+          visible: count only the keys that a query may see (Dao, 2023), not all (Chowdhery et al., 2022).
+        """
+        beyond = stack_flops_per_token(self.specs(), self.layers, length, visible=visible)
+        return 6.0 * self.matmul_parameters() + 3.0 * beyond
+
+    def problems(self) -> Iterator[str]:
+        """Yields what does not fit together, each as one clear sentence."""
+        yield from attention_problems(self, self.attention, self.layers, causal=True)
 
 
 class GPTModule(nn.Module):
@@ -140,15 +143,15 @@ class GPTModule(nn.Module):
         tokens: Int[Array, "batch length"],
         place: Tokens | None = None,
         *,
-        cache: tuple[KeyValues, Slots] | None = None,
+        cache: tuple[tuple[Any, ...], Slots] | None = None,
         key: Key[Array, ""] | None = None,
-    ) -> tuple[Float[Array, "batch length vocabulary"], tuple[KeyValues, Slots] | None]:
+    ) -> tuple[Float[Array, "batch length vocabulary"], tuple[tuple[Any, ...], Slots] | None]:
         """Returns logits, float32, and the cache with these tokens in it, if one was given.
 
         Args:
           tokens: token ids.
           place: positions and segments of the tokens; None: 0, 1, 2 … in one document.
-          cache: keys and values of the tokens before these.
+          cache: decoding state of the tokens before these.
           key: key of the dropout; None: no dropout.
         """
         gpt = self.gpt
@@ -156,16 +159,11 @@ class GPTModule(nn.Module):
         embedding = Embedding(gpt.vocabulary, gpt.width, name="token_embedding")
         x = embedding(tokens, dtype)
         positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None] if place is None else place.positions
-        if gpt.positions == "learned":
-            table = Embedding(gpt.context, gpt.width, name="position_embedding").table
-            x = x + learned(positions, table).astype(dtype)
-        elif gpt.positions == "sinusoidal":
-            x = x + sinusoidal(positions, gpt.width).astype(dtype)
+        x = with_positions(x, positions, gpt.positions, gpt.context)
         embedding_key, stack_key = (None, None) if key is None else jax.random.split(key)
         x = placed(dropout(x, gpt.dropout, embedding_key))
-        mask = gpt.mask if place is None or place.segments is None else gpt.mask & SameSegment()
         layers, slots = (None, None) if cache is None else (cache[0], cache[1].write(positions))
-        x, layers = Stack(block_spec(gpt, mask), gpt.layers, gpt.depth, gpt.remat, name="stack")(
+        x, layers = Stack(gpt.specs(), gpt.layers, gpt.depth, gpt.remat, name="stack")(
             x, Context(tokens=place, slots=slots), layers, stack_key
         )
         x = placed(Norm(gpt.norm, gpt.bias, name="final_norm")(placed(x)))

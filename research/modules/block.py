@@ -7,12 +7,15 @@ from typing import Any, Literal
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from research.attention.cache import KeyValues, Slots
-from research.attention.masks import Everything, Mask, Tokens
+from research.attention.cache import Slots
+from research.attention.masks import Tokens
+from research.attention.mechanisms import Softmax
 from research.modules.attention import AttentionSpec, MultiHeadAttention
 from research.modules.feed_forward import FeedForward, FeedForwardName
+from research.modules.mixers import mixer
 from research.modules.norm import Norm, NormName
 from research.modules.placement import placed
 
@@ -25,6 +28,7 @@ class BlockSpec:
     """What the blocks of a stack share."""
 
     attention: AttentionSpec
+    """Of the self-attention; its bias, dropout and initialisation are the feed-forward network's too."""
     hidden: int
     feed_forward: FeedForwardName = "gelu"
     norm: NormName = "layer"
@@ -32,10 +36,8 @@ class BlockSpec:
     norm_epsilon: float = 1e-5
     placement: Literal["pre", "post"] = "pre"
     """"pre": x + f(norm(x)) (GPT-2); "post": norm(x + f(x)) (Vaswani et al., 2017; BERT)."""
-    mask: Mask = Everything()  # noqa: RUF009 (frozen)
     cross_attention: bool = False
-    """A second attention, over a memory, between self-attention and feed-forward."""
-    cross_mask: Mask = Everything()  # noqa: RUF009 (frozen)
+    """A second attention, softmax over a memory, between self-attention and feed-forward."""
 
 
 @jax.tree_util.register_dataclass
@@ -59,10 +61,10 @@ class Block(nn.Module):
         self,
         x: Float[Array, "batch length width"],
         context: Context,
-        cache: KeyValues | None = None,
+        cache: Any = None,
         key: Key[Array, ""] | None = None,
-    ) -> tuple[Float[Array, "batch length width"], KeyValues | None]:
-        """Returns the block's output and its part of the cache, if one was given."""
+    ) -> tuple[Float[Array, "batch length width"], Any]:
+        """Returns the block's output and its decoding state, if one was given."""
         spec, attention = self.spec, self.spec.attention
         pre = spec.placement == "pre"
         keys = (None, None, None) if key is None else tuple(jax.random.split(key, 3))
@@ -71,7 +73,7 @@ class Block(nn.Module):
             return Norm(spec.norm, spec.norm_bias, spec.norm_epsilon, name=name)
 
         attention_norm = norm("attention_norm")
-        out, cache = MultiHeadAttention(attention, spec.mask, name="attention")(
+        out, cache = mixer(attention, "attention")(
             attention_norm(x) if pre else x,
             context.tokens,
             cache=None if cache is None or context.slots is None else (cache, context.slots),
@@ -80,7 +82,8 @@ class Block(nn.Module):
         x = x + out if pre else attention_norm(x + out)
         if spec.cross_attention:
             cross_norm = norm("cross_attention_norm")
-            out, _ = MultiHeadAttention(attention, spec.cross_mask, name="cross_attention")(
+            cross = dataclasses.replace(attention, mechanism=Softmax(), causal=False, positions=None)
+            out, _ = MultiHeadAttention(cross, name="cross_attention")(
                 cross_norm(x) if pre else x,
                 context.tokens,
                 memory=context.memory,
@@ -90,20 +93,27 @@ class Block(nn.Module):
             x = x + out if pre else cross_norm(x + out)
         feed_forward_norm = norm("feed_forward_norm")
         out = FeedForward(
-            attention.width, spec.hidden, spec.feed_forward, attention.bias, attention.dropout,
+            attention.geometry.width, spec.hidden, spec.feed_forward, attention.bias, attention.dropout,
             attention.stddev, attention.output_stddev, name="feed_forward",
         )(feed_forward_norm(x) if pre else x, keys[2])  # fmt: skip
         return (x + out if pre else feed_forward_norm(x + out)), cache
 
 
 class Stack(nn.Module):
-    """``layers`` blocks whose parameters are stacked along a leading axis, scanned over or unrolled.
+    """Blocks over depth, scanned over or unrolled; those of one kind have their parameters stacked.
 
     Both forms have the same parameters and give the same results: scanning compiles once whatever the depth,
     unrolling lets XLA fuse across layers, which pays for few layers on a CPU.
+
+    Attributes:
+      specs: one group of layers; the stack repeats it. The parameters of its n-th block are "blocks" in a
+        group of one and "blocks_n" otherwise, with a leading axis over groups.
+      layers: blocks in all, a multiple of the group's.
+      depth: how the groups are run through.
+      remat: what the backward pass recomputes.
     """
 
-    spec: BlockSpec
+    specs: tuple[BlockSpec, ...]
     layers: int
     depth: Literal["scan", "unroll"] = "scan"
     remat: Remat = "none"
@@ -113,24 +123,55 @@ class Stack(nn.Module):
         self,
         x: Float[Array, "batch length width"],
         context: Context,
-        cache: KeyValues | None = None,
+        cache: tuple[Any, ...] | None = None,
         key: Key[Array, ""] | None = None,
-    ) -> tuple[Float[Array, "batch length width"], KeyValues | None]:
-        """Returns the last block's output and the cache, if one was given."""
-        block = Block(self.spec, parent=None)
+    ) -> tuple[Float[Array, "batch length width"], tuple[Any, ...] | None]:
+        """Returns the last block's output and the cache, if one was given (see ``empty_cache``)."""
+        groups = self.layers // len(self.specs)
+        blocks = [Block(spec, parent=None) for spec in self.specs]
+        params = tuple(
+            self._parameters(index, block, groups, x, context) for index, block in enumerate(blocks)
+        )
 
-        def initialise(key: Key[Array, ""]) -> Any:
-            keys = jax.random.split(key, self.layers)
-            return jax.vmap(lambda key: block.init(key, x, context)["params"])(keys)
-
-        params = self.param("blocks", initialise)
-
-        def apply(x: Array, layer: Any) -> tuple[Array, KeyValues | None]:
+        def apply(block: Block, x: Array, *layer: Any) -> tuple[Array, Any]:
             params, cache, key = layer
-            x = placed(x)
-            return block.apply({"params": params}, x, context, cache, key)  # type: ignore[return-value]
+            return block.apply({"params": params}, placed(x), context, cache, key)  # type: ignore[return-value]
 
         if self.remat != "none":
-            apply = jax.checkpoint(apply, policy=POLICIES[self.remat], prevent_cse=self.depth == "unroll")
-        layers = (params, cache, None if key is None else jax.random.split(key, self.layers))
-        return jax.lax.scan(apply, x, layers, unroll=self.layers if self.depth == "unroll" else 1)
+            checkpoint = {"policy": POLICIES[self.remat], "prevent_cse": self.depth == "unroll"}
+            apply = jax.checkpoint(apply, static_argnums=0, **checkpoint)
+
+        def group(x: Array, layers: tuple[Any, ...]) -> tuple[Array, Any]:
+            caches = []
+            for block, *layer in zip(blocks, *layers, strict=True):
+                x, cache = apply(block, x, *layer)
+                caches.append(cache)
+            return x, tuple(caches)
+
+        none = (None,) * len(blocks)
+        keys = none if key is None else tuple(jax.random.split(key, (len(blocks), groups)))
+        layers = (params, none if cache is None else cache, keys)
+        x, caches = jax.lax.scan(group, x, layers, unroll=groups if self.depth == "unroll" else 1)
+        return x, None if cache is None else caches
+
+    def _parameters(
+        self, index: int, block: Block, groups: int, x: Float[Array, "batch length width"], context: Context
+    ) -> Any:
+        """Returns the stacked parameters of the ``index``-th block of every group."""
+
+        def initialise(key: Key[Array, ""]) -> Any:
+            return jax.vmap(lambda key: block.init(key, x, context)["params"])(jax.random.split(key, groups))
+
+        name = "blocks" if len(self.specs) == 1 else f"blocks_{index}"
+        # `param` alone would trace the initialisation on every call, to compare shapes.
+        return self.param(name, initialise) if self.is_initializing() else self.get_variable("params", name)
+
+
+def empty_cache(
+    specs: tuple[BlockSpec, ...], layers: int, batch: int, slots: int, dtype: jnp.dtype
+) -> tuple[tuple[Any, ...], Slots]:
+    """Returns the empty decoding state of a stack, for ``batch`` rows of at most ``slots`` tokens."""
+    groups = layers // len(specs)
+    states = (spec.attention.mechanism.state(spec.attention.geometry, batch, slots, dtype) for spec in specs)
+    stacked = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (groups, *leaf.shape)), tuple(states))
+    return stacked, Slots.empty(batch, slots)

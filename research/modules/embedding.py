@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from research.attention.positions import Learned, Positions, Sinusoidal, learned, sinusoidal
+
 
 class Embedding(nn.Module):
     """A table with one row per token (or position)."""
@@ -30,3 +32,21 @@ class Embedding(nn.Module):
             x.reshape(-1, self.width), self.table.astype(x.dtype).T, preferred_element_type=jnp.float32
         )
         return logits.reshape(*x.shape[:-1], self.rows)
+
+
+def with_positions(
+    x: Float[Array, "batch length width"],
+    positions: Int[Array, "#batch length"],
+    encoding: Positions | None,
+    context: int,
+) -> Float[Array, "batch length width"]:
+    """Returns token embeddings with the encoding of their positions added, if it is one that is added.
+
+    Called within a module, which then owns the learned table "position_embedding" of ``context`` rows.
+    """
+    if isinstance(encoding, Learned):
+        table = Embedding(context, x.shape[-1], name="position_embedding").table
+        return x + learned(positions, table).astype(x.dtype)
+    if isinstance(encoding, Sinusoidal):
+        return x + sinusoidal(positions, x.shape[-1]).astype(x.dtype)
+    return x

@@ -12,18 +12,22 @@ from jaxtyping import Array, Float, Key
 from research.attention.dropout import dropout
 from research.modules.linear import Linear
 
-FeedForwardName = Literal["gelu", "relu", "relu2", "swiglu"]
+FeedForwardName = Literal["gelu", "relu", "relu2", "swiglu", "geglu", "exact-gelu"]
 
 ACTIVATIONS = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=True),  # GPT-2's tanh form (Hendrycks & Gimpel, 2016)
     "relu": jax.nn.relu,
     "relu2": lambda x: jnp.square(jax.nn.relu(x)),  # So et al., 2021
     "swiglu": jax.nn.silu,  # of the gate (Shazeer, 2020)
+    "geglu": jax.nn.gelu,  # of the gate, tanh form
+    "exact-gelu": lambda x: jax.nn.gelu(x, approximate=False),  # BERT's
 }
+GATED = ("swiglu", "geglu")
+"""Activations of a third linear map, the gate, which multiplies the hidden units."""
 
 
 class FeedForward(nn.Module):
-    """Two linear maps with an activation between them (Vaswani et al., 2017, eq. 2); "swiglu" adds a gate."""
+    """Two linear maps with an activation between them (Vaswani et al., 2017, eq. 2); some with a gate."""
 
     width: int
     hidden: int
@@ -40,9 +44,9 @@ class FeedForward(nn.Module):
         """Returns the network's output, dropped out when a key is given."""
         inputs, hidden = (self.width,), (self.hidden,)
         h = Linear(inputs, hidden, self.bias, self.stddev, name="up")(x)
-        if self.activation == "swiglu":
+        if self.activation in GATED:
             gate = Linear(inputs, hidden, self.bias, self.stddev, name="gate")(x)
-            h = ACTIVATIONS["swiglu"](gate) * h
+            h = ACTIVATIONS[self.activation](gate) * h
         else:
             h = ACTIVATIONS[self.activation](h)
         out = Linear(hidden, inputs, self.bias, self.output_stddev, name="down")(h)

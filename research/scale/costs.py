@@ -1,13 +1,8 @@
-"""What a model costs: arithmetic per token, counted analytically, and the arithmetic a machine can do.
-
-Compilers' own counts leave out custom kernels, so every figure here is counted from the description.
-"""
+"""The arithmetic a machine can do: vendors' peaks and a measured rate."""
 
 from __future__ import annotations
 
 import time
-
-from research.models.gpt import GPT
 
 PEAK_BF16 = {
     "H200": 989e12,
@@ -21,33 +16,6 @@ PEAK_BF16 = {
     "TPU v4": 275e12,
 }
 """Vendors' dense bfloat16 peak in FLOP/s, by a part of the device's kind; the first match counts."""
-
-
-def matmul_parameters(model: GPT) -> int:
-    """Returns the number of weights in matrix products: all matrices and the head, no look-up tables."""
-    key_value_width = model.head_dim * model.key_value_heads
-    attention = 2 * model.width * model.width + 2 * model.width * key_value_width
-    feed_forward = (3 if model.feed_forward == "swiglu" else 2) * model.width * model.hidden
-    return model.layers * (attention + feed_forward) + model.width * model.vocabulary
-
-
-def training_flops_per_token(model: GPT, length: int, *, causal: bool) -> float:
-    """Returns the FLOPs of forward and backward for one token of a sequence, as PaLM's appendix B counts.
-
-    6 per matrix weight (2 forward, 4 backward), and 12 * layers * width for each key that a query is scored
-    against: 2 * width for its logit and 2 * width for its value forward, twice that backward. Recomputation
-    (remat) and all that is not a matrix product is left out.
-
-    Args:
-      model: the description.
-      length: tokens in a sequence.
-      causal: False counts ``length`` keys for every query (Chowdhery et al., 2022); True only those it may
-        see: half of them for plain causal attention (Dao, 2023), fewer with a window.
-    """
-    window = min(model.window or length, length)
-    visible = window * (window + 1) / 2 + (length - window) * window
-    keys = visible / length if causal else length
-    return 6.0 * matmul_parameters(model) + 12.0 * model.layers * model.width * keys
 
 
 def peak_flops(device_kind: str) -> float | None:

@@ -125,10 +125,9 @@ def _did_you_mean(name: str, choices: list[str]) -> str:
 
 
 def _words(declared: Any) -> list[str]:
-    """Returns the strings a type admits, where it admits a fixed set only."""
-    return [
-        word for member in alternatives(declared) for word in typing.get_args(member) if isinstance(word, str)
-    ]
+    """Returns the strings a type admits, where it admits a fixed set only, and its kinds of description."""
+    words = [word for member in alternatives(declared) for word in typing.get_args(member)]
+    return [*(word for word in words if isinstance(word, str)), *classes(declared)]
 
 
 def expected(declared: Any) -> str:

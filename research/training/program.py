@@ -15,7 +15,6 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array
 
 from research.objectives.causal_lm import Batch, Loss, causal_lm
-from research.scale.costs import training_flops_per_token
 from research.scale.mesh import make_mesh
 from research.training.experiment import Experiment
 from research.training.paths import path_name
@@ -163,7 +162,7 @@ def build(experiment: Experiment, prepared: PreparedText) -> Program:
         prepared.valid, length=data.length, batch=data.batch, limit=experiment.evaluation.batches, **share
     )
     tokens = data.batch * data.length
-    flops = functools.partial(training_flops_per_token, experiment.model, data.length)
+    flops = functools.partial(experiment.model.training_flops_per_token, data.length)
     return Program(
         mesh=parts.mesh,
         abstract_state=parts.abstract_state,
@@ -176,8 +175,8 @@ def build(experiment: Experiment, prepared: PreparedText) -> Program:
         evaluate=evaluation(parts.loss, valid, prepared.valid, place),
         diagnose=diagnosis(parts.gradient, experiment.seed if experiment.model.dropout > 0.0 else None),
         tokens_per_step=tokens,
-        flops_per_step=tokens * flops(causal=False),
-        flops_per_step_causal=tokens * flops(causal=True),
+        flops_per_step=tokens * flops(visible=False),
+        flops_per_step_causal=tokens * flops(visible=True),
     )
 
 

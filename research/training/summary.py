@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from research.scale.costs import training_flops_per_token
 from research.training.description import to_json
 from research.training.experiment import Experiment
 from research.training.paths import path_name
@@ -33,8 +32,8 @@ def summary(experiment: Experiment, parts: Functions | None = None) -> dict[str,
     parts = functions(experiment) if parts is None else parts
     length, tokens = experiment.data.length, experiment.data.length * experiment.data.batch
     flops = {
-        "full": training_flops_per_token(experiment.model, length, causal=False),
-        "causal": training_flops_per_token(experiment.model, length, causal=True),
+        "full": experiment.model.training_flops_per_token(length, visible=False),
+        "visible": experiment.model.training_flops_per_token(length, visible=True),
     }
     table = sharding_table(parts.abstract_state.params)
     sizes = {row["path"]: math.prod(row["shape"]) for row in table}
@@ -115,10 +114,10 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
     per_token, per_step = found["flops_per_token"], found["flops_per_step"]
     yield (
         f"FLOPs per token   {per_token['full']:.4g} with attention counted in full, "
-        f"{per_token['causal']:.4g} counting only what causal attention sees"
+        f"{per_token['visible']:.4g} counting only the keys that a token sees"
     )
     yield (
-        f"FLOPs per step    {per_step['full']:.4g} and {per_step['causal']:.4g}, "
+        f"FLOPs per step    {per_step['full']:.4g} and {per_step['visible']:.4g}, "
         f"for {found['tokens_per_step']:,} tokens"
     )
     axes = " x ".join(f"{axis} {size}" for axis, size in found["mesh"].items())

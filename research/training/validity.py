@@ -6,9 +6,13 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from research.attention.catalogue import Interleaved
+from research.attention.mechanisms import SlidingWindow, Softmax
+from research.attention.positions import Rotary
 from research.data.text import TextData
 from research.errors import UserError, nearest
 from research.models.gpt import GPT
+from research.models.stacks import nearest_divisors
 from research.training.experiment import Checkpointing, Evaluation, Experiment
 from research.training.optimizer import Adafactor, AdamW, Lion, Muon
 from research.training.schedule import Cosine, Linear, ReciprocalSqrt, WarmupStableDecay
@@ -33,13 +37,17 @@ _OPTIMIZER = {
     "epsilon": ABOVE_0,
     "weight_decay": AT_LEAST_0,
 }
+_ATTENTION = {"soft_cap": ABOVE_0, "window": AT_LEAST_1}
 _RANGES: dict[type, dict[str, Range]] = {
     GPT: {
         **dict.fromkeys(("vocabulary", "context", "layers", "width", "heads", "kv_heads"), AT_LEAST_1),
-        **dict.fromkeys(("feed_forward_width", "window"), AT_LEAST_1),
-        **dict.fromkeys(("attention_soft_cap", "logit_soft_cap", "rotary_base"), ABOVE_0),
+        "feed_forward_width": AT_LEAST_1,
+        "logit_soft_cap": ABOVE_0,
         "dropout": RATE,
     },
+    **dict.fromkeys((Softmax, SlidingWindow), _ATTENTION),
+    Interleaved: dict.fromkeys(("firsts", "seconds"), AT_LEAST_1),
+    Rotary: {"base": ABOVE_0},
     TextData: {"valid_fraction": PART, "length": AT_LEAST_1, "batch": AT_LEAST_1},
     **dict.fromkeys((AdamW, Lion, Adafactor, Muon), _OPTIMIZER),
     **dict.fromkeys((Cosine, Linear, WarmupStableDecay, ReciprocalSqrt), _SCHEDULE),
@@ -74,7 +82,7 @@ def _problems(experiment: Experiment, mesh: Mapping[str, int] | None) -> Iterato
     if not experiment.name:
         yield "name is empty; it names the run directory, runs/NAME"
     yield from _out_of_range(experiment, "")
-    yield from _model_problems(experiment.model)
+    yield from experiment.model.problems()
     yield from _data_problems(experiment)
     if mesh is not None:
         yield from _mesh_problems(experiment, mesh)
@@ -88,26 +96,6 @@ def _out_of_range(description: Any, prefix: str) -> Iterator[str]:
         phrase, holds = _RANGES.get(type(description), {}).get(field.name, ("", lambda _: True))
         if value is not None and not holds(value):
             yield f"{prefix}{field.name} is {value}; it must be {phrase}"
-
-
-def _model_problems(model: GPT) -> Iterator[str]:
-    if model.width % model.heads:
-        yield (
-            f"model.heads {model.heads} does not divide model.width {model.width}; "
-            f"{_nearest_divisors(model.width, model.heads)}"
-        )
-    if model.kv_heads is not None and model.heads % model.kv_heads:
-        yield (
-            f"model.kv_heads {model.kv_heads} does not divide model.heads {model.heads}; "
-            f"{_nearest_divisors(model.heads, model.kv_heads)}"
-        )
-    if model.positions == "rotary" and (model.width // model.heads) % 2:
-        yield (
-            "model.positions 'rotary' needs an even number of channels per head, and model.width "
-            f"{model.width} / model.heads {model.heads} is {model.width // model.heads}"
-        )
-    if model.positions == "sinusoidal" and model.width % 2:
-        yield f"model.positions 'sinusoidal' needs an even model.width, not {model.width}"
 
 
 def _data_problems(experiment: Experiment) -> Iterator[str]:
@@ -138,12 +126,5 @@ def _mesh_problems(experiment: Experiment, mesh: Mapping[str, int]) -> Iterator[
     if length % mesh["sequence"]:
         yield (
             f"mesh axis sequence {mesh['sequence']} does not divide data.length {length}; "
-            f"{_nearest_divisors(length, mesh['sequence'])}"
+            f"{nearest_divisors(length, mesh['sequence'])}"
         )
-
-
-def _nearest_divisors(whole: int, wanted: int) -> str:
-    divisors = [d for d in range(1, whole + 1) if whole % d == 0]
-    below = max((d for d in divisors if d < wanted), default=None)
-    above = min((d for d in divisors if d > wanted), default=None)
-    return "nearest: " + " or ".join(str(d) for d in (below, above) if d is not None)

@@ -10,13 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from research.attention.mechanisms import SlidingWindow
+from research.attention.positions import Rotary
 from research.errors import UserError
 from research.inference.sampling import Decoding, choose, filtered, sample
 from research.models.gpt import GPT
 
 GREEDY = Decoding(temperature=0.0)
 LEARNED = GPT(vocabulary=13, context=16, layers=2, width=16, heads=4, kv_heads=2, bias=False)
-ROTARY = dataclasses.replace(LEARNED, positions="rotary", window=4, depth="unroll")
+ROTARY = dataclasses.replace(LEARNED, positions=Rotary(), attention=SlidingWindow(window=4), depth="unroll")
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9], [12, 0]]
 
 

@@ -12,14 +12,17 @@ import pytest
 
 from research.attention import Tokens
 from research.attention.masks import ABSENT
+from research.attention.mechanisms import SlidingWindow, Softmax
+from research.attention.positions import Rotary, Sinusoidal
 from research.models.gpt import GPT
 from research.training.paths import path_name
 
 TINY = GPT(vocabulary=17, context=16, layers=2, width=16, heads=4, depth="scan")
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 17, size=(2, 10)), jnp.int32)
 MODERN = dataclasses.replace(
-    TINY, positions="rotary", norm="rms", feed_forward="swiglu", feed_forward_width=24, bias=False,
-    qk_norm=True, kv_heads=2, tied_head=False, attention_soft_cap=5.0, logit_soft_cap=3.0, window=4,
+    TINY, positions=Rotary(), norm="rms", feed_forward="swiglu", feed_forward_width=24, bias=False,
+    attention=SlidingWindow(qk_norm=True, soft_cap=5.0, window=4), kv_heads=2, tied_head=False,
+    logit_soft_cap=3.0,
 )  # fmt: skip
 
 
@@ -101,8 +104,9 @@ def test_parameters_of_a_modern_model():
 @pytest.mark.parametrize(
     "changes",
     [
-        {"positions": "rotary"}, {"positions": "sinusoidal"}, {"positions": "none"}, {"norm": "rms"},
-        {"feed_forward": "relu"}, {"feed_forward": "relu2"}, {"attention_soft_cap": 0.5}, {"window": 3},
+        {"positions": Rotary()}, {"positions": Sinusoidal()}, {"positions": None}, {"norm": "rms"},
+        {"feed_forward": "relu"}, {"feed_forward": "relu2"},
+        {"attention": Softmax(soft_cap=0.5)}, {"attention": SlidingWindow(window=3)},
     ],
 )  # fmt: skip
 def test_every_choice_changes_the_logits(changes):
@@ -119,12 +123,12 @@ def test_logits_are_capped():
 
 
 def test_a_rotary_base_turns_at_its_own_speed():
-    a, b = (dataclasses.replace(TINY, positions="rotary", rotary_base=base) for base in (10000.0, 100.0))
+    a, b = (dataclasses.replace(TINY, positions=Rotary(base)) for base in (10000.0, 100.0))
     assert np.abs(logits(a) - logits(b)).max() > 1e-3
 
 
 def test_the_future_and_what_left_the_window_change_nothing():
-    gpt = dataclasses.replace(TINY, layers=1, window=4, positions="none")
+    gpt = dataclasses.replace(TINY, layers=1, attention=SlidingWindow(window=4), positions=None)
     before = logits(gpt)
     changed = logits(gpt, TOKENS.at[:, 5].set((TOKENS[:, 5] + 1) % 17))
     np.testing.assert_array_equal(changed[:, :5], before[:, :5])
@@ -150,8 +154,8 @@ def test_packed_documents_equal_separate_ones(gpt):
 @pytest.mark.parametrize(
     "changes",
     [
-        {}, {"positions": "sinusoidal", "depth": "unroll"}, {"positions": "rotary", "kv_heads": 1},
-        {"positions": "none"}, {"window": 3, "kv_heads": 2},
+        {}, {"positions": Sinusoidal(), "depth": "unroll"}, {"positions": Rotary(), "kv_heads": 1},
+        {"positions": None}, {"attention": SlidingWindow(window=3), "kv_heads": 2},
     ],
 )  # fmt: skip
 def test_cached_logits_equal_those_of_the_full_forward_pass(changes):
@@ -184,7 +188,7 @@ def test_bfloat16_computes_in_bfloat16_and_gives_float32_logits():
     got, want = logits(gpt), logits(TINY)
     assert got.dtype == np.float32
     assert 1e-4 < np.abs(got - want).max() < 0.05 * np.abs(want).max()
-    keys, _ = gpt.empty_cache(1, 4)
+    (keys,), _ = gpt.empty_cache(1, 4)
     assert keys.keys.dtype == jnp.bfloat16 and keys.keys.shape == (2, 1, 4, 4, 4)
 
 

@@ -11,14 +11,15 @@ import numpy as np
 import paper_transformer as paper
 import pytest
 
-from research.attention import Causal, Everything, Present, SameSegment, Tokens
-from research.attention.cache import KeyValues, Slots
+from research.attention import Tokens
+from research.attention.mechanisms import Geometry, SlidingWindow
 from research.modules.attention import AttentionSpec
-from research.modules.block import BlockSpec, Context, Stack
+from research.modules.block import BlockSpec, Context, Stack, empty_cache
 
 BATCH, LENGTH, MEMORY, WIDTH, LAYERS = 2, 5, 7, 12, 2
-SPEC = AttentionSpec(width=WIDTH, heads=4, kv_heads=2, head_dim=3)
-DECODER = BlockSpec(SPEC, 16, "relu", mask=Causal(), cross_attention=True, cross_mask=Present())
+SPEC = AttentionSpec(Geometry(width=WIDTH, heads=4, kv_heads=2, head_dim=3))
+CAUSAL = dataclasses.replace(SPEC, causal=True)
+DECODER = BlockSpec(CAUSAL, 16, "relu", cross_attention=True)
 RNG = np.random.default_rng(0)
 X = jnp.asarray(RNG.normal(size=(BATCH, LENGTH, WIDTH)), jnp.float32)
 LONG_MEMORY = jnp.asarray(RNG.normal(size=(BATCH, MEMORY, WIDTH)), jnp.float32)
@@ -40,7 +41,7 @@ def through_the_paper(params, layers=LAYERS, **options):
 @pytest.mark.parametrize("placement", ["pre", "post"])
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
 def test_encoder_stack_is_the_papers(placement, activation):
-    stack = Stack(BlockSpec(SPEC, 16, activation, placement=placement, mask=Present()), LAYERS)
+    stack = Stack((BlockSpec(SPEC, 16, activation, placement=placement),), LAYERS)
     params = parameters(stack, Context(PADDED))
     got, cache = jax.jit(stack.apply)({"params": params}, X, Context(PADDED))
     assert cache is None
@@ -51,7 +52,7 @@ def test_encoder_stack_is_the_papers(placement, activation):
 
 
 def test_encoder_stack_with_rms_norm_and_no_padding():
-    stack = Stack(BlockSpec(SPEC, 16, "swiglu", norm="rms"), LAYERS)
+    stack = Stack((BlockSpec(SPEC, 16, "swiglu", norm="rms"),), LAYERS)
     params = parameters(stack, Context())
     got, _ = jax.jit(stack.apply)({"params": params}, X, Context())
     everything = np.ones((BATCH, LENGTH, LENGTH), bool)
@@ -62,7 +63,7 @@ def test_encoder_stack_with_rms_norm_and_no_padding():
 @pytest.mark.parametrize("placement", ["pre", "post"])
 @pytest.mark.parametrize("memory_tokens", [PADDED_MEMORY, None])
 def test_decoder_stack_with_cross_attention_is_the_papers(placement, memory_tokens):
-    stack = Stack(dataclasses.replace(DECODER, placement=placement), LAYERS)
+    stack = Stack((dataclasses.replace(DECODER, placement=placement),), LAYERS)
     context = Context(Tokens.arange(LENGTH), LONG_MEMORY, memory_tokens)
     params = parameters(stack, context)
     got, _ = jax.jit(stack.apply)({"params": params}, X, context)
@@ -81,7 +82,7 @@ def test_decoder_stack_with_cross_attention_is_the_papers(placement, memory_toke
 
 
 def test_padding_of_the_memory_may_hold_nan():
-    stack = Stack(DECODER, LAYERS)
+    stack = Stack((DECODER,), LAYERS)
     context = Context(Tokens.arange(LENGTH), LONG_MEMORY, PADDED_MEMORY)
     params = parameters(stack, context)
 
@@ -101,7 +102,7 @@ def test_padding_of_the_memory_may_hold_nan():
 
 
 def test_memory_without_tokens_does_not_take_the_padding_of_as_many_queries():
-    stack = Stack(BlockSpec(SPEC, 16, "relu", mask=Causal() & SameSegment(), cross_attention=True), 1)
+    stack = Stack((DECODER,), 1)
     memory = LONG_MEMORY[:, :LENGTH]
     params = parameters(stack, Context(PADDED, memory))
     padded, _ = stack.apply({"params": params}, X, Context(PADDED, memory))
@@ -113,10 +114,10 @@ def test_memory_without_tokens_does_not_take_the_padding_of_as_many_queries():
 @functools.cache
 def reference_run():
     """Output, loss gradients and parameters of a scanned decoder stack with dropout."""
-    spec = dataclasses.replace(DECODER, attention=dataclasses.replace(SPEC, dropout=0.3))
+    spec = dataclasses.replace(DECODER, attention=dataclasses.replace(CAUSAL, dropout=0.3))
     context = Context(Tokens.arange(LENGTH), LONG_MEMORY, PADDED_MEMORY)
-    params = parameters(Stack(spec, LAYERS), context)
-    return spec, context, params, outputs_and_gradients(Stack(spec, LAYERS), params, context)
+    params = parameters(Stack((spec,), LAYERS), context)
+    return spec, context, params, outputs_and_gradients(Stack((spec,), LAYERS), params, context)
 
 
 def outputs_and_gradients(stack, params, context):
@@ -133,7 +134,7 @@ def outputs_and_gradients(stack, params, context):
 )
 def test_every_form_of_a_stack_gives_the_same(depth, remat):
     spec, context, params, (want_gradients, want) = reference_run()
-    gradients, out = outputs_and_gradients(Stack(spec, LAYERS, depth, remat), params, context)
+    gradients, out = outputs_and_gradients(Stack((spec,), LAYERS, depth, remat), params, context)
     np.testing.assert_allclose(out, want, atol=1e-5, rtol=1e-5)
     jax.tree.map(
         lambda got, expected: np.testing.assert_allclose(got, expected, atol=1e-5, rtol=2e-4),
@@ -145,7 +146,7 @@ def test_every_form_of_a_stack_gives_the_same(depth, remat):
 def test_dropout_differs_by_layer_and_by_key():
     spec, context, params, _ = reference_run()
     one = jax.tree.map(lambda x: jnp.broadcast_to(x[:1], x.shape), params)  # all layers alike
-    run = jax.jit(lambda key: Stack(spec, LAYERS).apply({"params": one}, X, context, None, key)[0])
+    run = jax.jit(lambda key: Stack((spec,), LAYERS).apply({"params": one}, X, context, None, key)[0])
     assert not np.allclose(run(jax.random.key(1)), run(jax.random.key(2)))
     np.testing.assert_array_equal(run(jax.random.key(1)), run(jax.random.key(1)))
 
@@ -154,7 +155,7 @@ def test_initialisation_does_not_depend_on_the_form():
     context = Context(Tokens.arange(LENGTH), LONG_MEMORY)
     key = jax.random.key(3)
     scanned, unrolled = (
-        jax.jit(Stack(DECODER, 2, depth).init)(key, X, context) for depth in ("scan", "unroll")
+        jax.jit(Stack((DECODER,), 2, depth).init)(key, X, context) for depth in ("scan", "unroll")
     )
     jax.tree.map(np.testing.assert_array_equal, scanned, unrolled)
     kernel = np.asarray(scanned["params"]["blocks"]["attention"]["query"]["kernel"])
@@ -163,11 +164,11 @@ def test_initialisation_does_not_depend_on_the_form():
 
 @pytest.mark.parametrize("depth", ["scan", "unroll"])
 def test_with_a_cache_a_token_at_a_time_equals_all_at_once(depth):
-    stack = Stack(dataclasses.replace(DECODER, cross_mask=Everything()), LAYERS, depth)
+    stack = Stack((DECODER,), LAYERS, depth)
     context = Context(Tokens.arange(LENGTH), LONG_MEMORY)
     params = parameters(stack, context)
     want, _ = jax.jit(stack.apply)({"params": params}, X, context)
-    cache, slots = KeyValues.empty(LAYERS, BATCH, 8, 2, 3, jnp.dtype("float32")), Slots.empty(BATCH, 8)
+    cache, slots = empty_cache((DECODER,), LAYERS, BATCH, 8, jnp.dtype("float32"))
 
     @jax.jit
     def step(x, position, cache, slots):
@@ -179,4 +180,21 @@ def test_with_a_cache_a_token_at_a_time_equals_all_at_once(depth):
     for index in range(LENGTH):
         out, cache, slots = step(X[:, index : index + 1], index, cache, slots)
         np.testing.assert_allclose(out[:, 0], want[:, index], atol=2e-5, rtol=2e-5)
-    assert int(slots.used) == LENGTH and not np.asarray(cache.keys[:, :, LENGTH:]).any()
+    assert int(slots.used) == LENGTH and not np.asarray(cache[0].keys[:, :, LENGTH:]).any()
+
+
+@pytest.mark.parametrize("depth", ["scan", "unroll"])
+def test_a_pattern_over_depth_is_its_blocks_one_after_another(depth):
+    narrow = dataclasses.replace(CAUSAL, mechanism=SlidingWindow(window=2))
+    specs = tuple(BlockSpec(attention, 16, "relu") for attention in (narrow, narrow, CAUSAL))
+    stack, context = Stack(specs, 6, depth), Context(Tokens.arange(LENGTH))
+    params = parameters(stack, context)
+    assert set(params) == {"blocks_0", "blocks_1", "blocks_2"}
+    got, _ = jax.jit(stack.apply)({"params": params}, X, context)
+    x = np.asarray(X, np.float64)
+    seen = np.tril(np.ones((BATCH, LENGTH, LENGTH), bool))
+    for layer in range(6):
+        allowed = seen if layer % 3 == 2 else seen & ~np.tril(seen, -2)
+        group = paper.layer(params[f"blocks_{layer % 3}"], layer // 3)
+        x = paper.block(x, group, allowed=allowed, post=False, activation="relu")
+    np.testing.assert_allclose(got, x, atol=3e-4, rtol=3e-4)

@@ -15,6 +15,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from research.attention.mechanisms import Softmax
+from research.attention.positions import Rotary
 from research.data.packing import train_batches
 from research.data.stream import TokenStream
 from research.data.text import TextData
@@ -40,11 +42,14 @@ BASE = Experiment(
     z_loss=1e-3,
 )
 ROTARY = dataclasses.replace(
-    BASE.model, positions="rotary", tied_head=False, feed_forward="swiglu", depth="unroll"
+    BASE.model, positions=Rotary(), tied_head=False, feed_forward="swiglu", depth="unroll"
 )
+NORMED = dataclasses.replace(ROTARY, remat="block", attention=Softmax(qk_norm=True))
 MODELS = {
     "": BASE,
-    "rotary": dataclasses.replace(BASE, model=dataclasses.replace(ROTARY, remat="block", qk_norm=True)),
+    "rotary": dataclasses.replace(
+        BASE, model=dataclasses.replace(ROTARY, remat="block", attention=Softmax(qk_norm=True))
+    ),
     "dropout": dataclasses.replace(BASE, model=dataclasses.replace(BASE.model, dropout=0.1)),
     "accumulate": dataclasses.replace(BASE, accumulate=2),
     "muon": dataclasses.replace(BASE, optimizer=Muon()),

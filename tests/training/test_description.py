@@ -108,7 +108,7 @@ def test_left_out_fields_take_their_defaults():
         ),
         (
             {"model": {"positions": "learnt"}},
-            "experiment.model.positions: expected one of learned, sinusoidal, rotary, none, found 'learnt'; "
+            "experiment.model.positions: expected 'learned' or 'sinusoidal' or 'rotary' or none, found 'learnt'; "
             "did you mean 'learned'?",
         ),
     ],

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from research.attention.mechanisms import Softmax
 from research.models.gpt import GPT
 from research.training.optimizer import Adafactor, AdamW, Lion, Muon, decays, matrix_axes
 from research.training.paths import path_name
@@ -131,8 +132,16 @@ def test_muon_leaves_embeddings_norms_and_biases_to_adamw():
 
 @pytest.mark.parametrize("heads", [{"heads": 4}, {"heads": 4, "kv_heads": 2, "feed_forward": "swiglu"}])
 def test_muons_matrices_of_a_gpt_have_its_fan_in_and_fan_out(heads):
-    gpt = GPT(vocabulary=32, context=8, layers=3, width=16, feed_forward_width=40, qk_norm=True, **heads)
-    key_value = gpt.head_dim * (gpt.kv_heads or gpt.heads)
+    gpt = GPT(
+        vocabulary=32,
+        context=8,
+        layers=3,
+        width=16,
+        feed_forward_width=40,
+        attention=Softmax(qk_norm=True),
+        **heads,
+    )
+    key_value = gpt.geometry.head_dim * gpt.geometry.kv_heads
     fans = {"query": (16, 16), "key": (16, key_value), "value": (16, key_value), "output": (16, 16)}
     fans |= {"up": (16, 40), "gate": (16, 40), "down": (40, 16)}
     kernels = {path: leaf for path, leaf in gpt_parameters(gpt).items() if path.endswith("kernel")}
@@ -151,7 +160,15 @@ def gpt_parameters(gpt: GPT) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def test_weight_decay_applies_to_matrices_and_embeddings_of_a_gpt_alone():
-    gpt = GPT(vocabulary=32, context=8, layers=2, width=16, heads=2, qk_norm=True, tied_head=False)
+    gpt = GPT(
+        vocabulary=32,
+        context=8,
+        layers=2,
+        width=16,
+        heads=2,
+        attention=Softmax(qk_norm=True),
+        tied_head=False,
+    )
     marked = {
         path_name(path): on for path, on in jax.tree_util.tree_leaves_with_path(decays(gpt_parameters(gpt)))
     }

@@ -24,7 +24,14 @@ ONE = {"data": 1, "fsdp": 1, "tensor": 1, "sequence": 1}
         ({"model.kv_heads": "6"}, "model.kv_heads 6 does not divide model.heads 3; nearest: 3"),
         ({"model.layers": "0"}, "model.layers is 0; it must be at least 1"),
         ({"model.dropout": "1"}, "model.dropout is 1.0; it must be at least 0 and below 1"),
-        ({"model.window": "0"}, "model.window is 0; it must be at least 1"),
+        (
+            {"model.attention": "sliding-window", "model.attention.window": "0"},
+            "model.attention.window is 0; it must be at least 1",
+        ),
+        (
+            {"model.attention": "interleaved", "model.layers": "8"},
+            "model.attention repeats every 6 layers, which does not divide the 8 layers; nearest: 6 layers",
+        ),
         ({"model.heads": "64", "model.positions": "rotary"}, "even number of channels per head"),
         (
             {"model.width": "3", "model.positions": "sinusoidal"},

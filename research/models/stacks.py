@@ -1,0 +1,122 @@
+"""What models of one or more stacks share: mechanisms spread over depth, their costs, and what cannot be."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Protocol
+
+from research.attention.catalogue import Attention
+from research.attention.mechanisms import Geometry, Softmax
+from research.attention.positions import Positions, Rotary, Sinusoidal
+from research.modules.block import BlockSpec
+from research.modules.feed_forward import GATED
+
+
+class Transformer(Protocol):
+    """What every description of a Transformer has."""
+
+    @property
+    def width(self) -> int: ...  # noqa: D102
+    @property
+    def heads(self) -> int: ...  # noqa: D102
+    @property
+    def kv_heads(self) -> int | None: ...  # noqa: D102
+    @property
+    def positions(self) -> Positions | None: ...  # noqa: D102
+
+
+def with_pattern(
+    block: BlockSpec, attention: Attention, positions: Positions | None
+) -> tuple[BlockSpec, ...]:
+    """Returns the repeating group of blocks: ``block`` with each mechanism of the pattern."""
+    return tuple(
+        dataclasses.replace(
+            block,
+            attention=dataclasses.replace(
+                block.attention, mechanism=mechanism, positions=positions if positioned else None
+            ),
+        )
+        for mechanism, positioned in attention.layers()
+    )
+
+
+def stack_matmul_parameters(specs: tuple[BlockSpec, ...], layers: int) -> int:
+    """Returns the number of weights in matrix products of a stack: no biases, no norms."""
+    total = 0
+    for spec in specs:
+        geometry = spec.attention.geometry
+        products = 3 if spec.feed_forward in GATED else 2
+        total += (
+            spec.attention.mechanism.matmul_parameters(geometry) + products * geometry.width * spec.hidden
+        )
+        if spec.cross_attention:
+            total += Softmax().matmul_parameters(geometry)
+    return layers // len(specs) * total
+
+
+def stack_flops_per_token(specs: tuple[BlockSpec, ...], layers: int, length: int, *, visible: bool) -> float:
+    """Returns the forward FLOPs of one token in a stack's self-attention, beyond its weights.
+
+    Args:
+      specs: the repeating group of blocks.
+      layers: blocks in all.
+      length: tokens in a sequence.
+      visible: count only the pairs that masks admit.
+    """
+    per_group = sum(
+        spec.attention.mechanism.flops_per_token(
+            spec.attention.geometry, length, causal=spec.attention.causal, visible=visible
+        )
+        for spec in specs
+    )
+    return layers // len(specs) * per_group
+
+
+def attention_problems(
+    model: Transformer, attention: Attention, layers: int, *, causal: bool
+) -> Iterator[str]:
+    """Yields what keeps a model from being built with its heads, positions and attention.
+
+    Args:
+      model: the description.
+      attention: its attention.
+      layers: blocks of the stack.
+      causal: whether a token may see only those before it.
+    """
+    if model.width % model.heads:
+        yield (
+            f"model.heads {model.heads} does not divide model.width {model.width}; "
+            f"{nearest_divisors(model.width, model.heads)}"
+        )
+        return
+    if model.kv_heads is not None and model.heads % model.kv_heads:
+        yield (
+            f"model.kv_heads {model.kv_heads} does not divide model.heads {model.heads}; "
+            f"{nearest_divisors(model.heads, model.kv_heads)}"
+        )
+        return
+    head_dim = model.width // model.heads
+    if isinstance(model.positions, Rotary) and head_dim % 2:
+        yield (
+            "model.positions 'rotary' needs an even number of channels per head, and model.width "
+            f"{model.width} / model.heads {model.heads} is {head_dim}"
+        )
+    if isinstance(model.positions, Sinusoidal) and model.width % 2:
+        yield f"model.positions 'sinusoidal' needs an even model.width, not {model.width}"
+    period = len(attention.layers())
+    if layers % period:
+        yield (
+            f"model.attention repeats every {period} layers, which does not divide the {layers} layers; "
+            f"nearest: {max(layers // period, 1) * period} layers"
+        )
+    geometry = Geometry(model.width, model.heads, model.kv_heads or model.heads, head_dim)
+    yield from attention.problems(geometry, model.positions, causal=causal)
+
+
+def nearest_divisors(whole: int, wanted: int) -> str:
+    """Returns "nearest: a or b": the divisors of ``whole`` beside ``wanted``."""
+    divisors = [d for d in range(1, whole + 1) if whole % d == 0]
+    below = max((d for d in divisors if d < wanted), default=None)
+    above = min((d for d in divisors if d > wanted), default=None)
+    return "nearest: " + " or ".join(str(d) for d in (below, above) if d is not None)
