@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from research.attention.biases import Bias
 from research.attention.masks import Causal, Everything, Mask, Present, Tokens
 from research.attention.softmax import reference
 from research.errors import UserError
@@ -27,6 +28,8 @@ class Request:
     segments: bool
     explicit_positions: bool
     soft_cap: bool
+    bias: bool
+    sink: bool
     dropout: bool
     dtype: str
     head_dim: int
@@ -43,7 +46,7 @@ def _cudnn_lacks(request: Request) -> str | None:
             request.head_dim % 8 != 0 or request.head_dim > 128 or request.value_dim != request.head_dim
         ),
         "no attention dropout": request.dropout,
-        "no soft cap": request.soft_cap,
+        "no soft cap, score bias or sink": request.soft_cap or request.bias or request.sink,
         f"the mask Causal() or Everything() (this is {request.mask})": (
             request.mask not in (Causal(), Everything())
         ),
@@ -95,6 +98,8 @@ def attend(
     kv_tokens: Tokens | None = None,
     scale: float | None = None,
     soft_cap: float | None = None,
+    bias: Bias | None = None,
+    sink: Float[Array, " heads"] | None = None,
     dropout: float = 0.0,
     dropout_key: Key[Array, ""] | None = None,
     engine: EngineName = "auto",
@@ -109,7 +114,10 @@ def attend(
       q_tokens: positions and segments of the queries; None: positions 0, 1, 2 …, one document.
       kv_tokens: those of the keys; None: the same as the queries, whose number must then be equal.
       scale: factor on q k^T; None: head_dim ** -0.5.
-      soft_cap: c of c * tanh(scores / c), before the mask.
+      soft_cap: c of c * tanh(scores / c), before bias and mask.
+      bias: what is added to the scores, from positions and learned parameters; its arrays get gradients.
+      sink: a logit per head that takes its share of the softmax and gives nothing (attention sinks, gpt-oss;
+        all 0: the softmax "off by one"). Nothing attends to it: a row that may attend to nothing is still 0.
       dropout: rate at which attention weights are dropped when ``dropout_key`` is given.
       dropout_key: key of the dropout.
       engine: who computes it; "auto" takes the fastest that can serve the request.
@@ -130,6 +138,8 @@ def attend(
         segments=any(t is not None and t.segments is not None for t in (q_tokens, kv_tokens)),
         explicit_positions=q_tokens is not None or kv_tokens is not None,
         soft_cap=soft_cap is not None,
+        bias=bias is not None,
+        sink=sink is not None,
         dropout=dropout > 0.0 and dropout_key is not None,
         dtype=str(q.dtype),
         head_dim=q.shape[-1],
@@ -149,8 +159,10 @@ def attend(
         mask = mask & Present()
     allowed = None if mask == Everything() else mask(q_tokens, kv_tokens)
     return reference(
-        q, k, v, allowed, scale=scale, soft_cap=soft_cap, dropout=dropout, dropout_key=dropout_key
-    )
+        q, k, v, allowed, scale=scale, soft_cap=soft_cap,
+        bias=None if bias is None else bias(q_tokens, kv_tokens), sink=sink,
+        dropout=dropout, dropout_key=dropout_key,
+    )  # fmt: skip
 
 
 def blank(

@@ -1,17 +1,22 @@
 """Masks as data: small descriptions of which token may attend to which, composed with ``&``, ``|``, ``~``.
 
 A mask is static and hashable; the tokens it is asked about are arrays. ``mask(q, kv)`` gives the dense
-boolean that the reference engine uses; other engines read the description itself.
+boolean, its definition. ``mask.bounds(q, kv)`` says of whole blocks of tokens which the mask leaves empty and
+which it admits throughout, so that an engine computes only what it must. Both work on NumPy arrays too, at
+trace time, where positions are known.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+import numpy as np
+from jaxtyping import Array, Bool, Int, Shaped
 
+AnyArray: TypeAlias = Array | np.ndarray
 ABSENT = jnp.iinfo(jnp.int32).max
 """Position of a cache slot that holds no token: after every query, so that no causal mask admits it."""
 
@@ -21,21 +26,24 @@ ABSENT = jnp.iinfo(jnp.int32).max
 class Tokens:
     """What a mask may know of a sequence: where each token stands and which document it belongs to."""
 
-    positions: Int[Array, "#batch length"]
+    positions: Int[AnyArray, "#batch length"]
     """Position of each token in its document."""
-    segments: Int[Array, "#batch length"] | None = None
+    segments: Int[AnyArray, "#batch length"] | None = None
     """Document of each token, from 1; 0 is padding; None: one document and no padding."""
+    in_order: bool = dataclasses.field(default=False, metadata={"static": True})
+    """A promise: documents stand one after another, the positions of each counting 0, 1, 2 … without a gap,
+    and padding comes last. Two tokens of one document are then as far apart as their indices."""
 
     @classmethod
     def arange(cls, length: int) -> Tokens:
         """Returns the tokens of one document of ``length`` tokens, for every row of a batch."""
-        return cls(jnp.arange(length, dtype=jnp.int32)[None])
+        return cls(jnp.arange(length, dtype=jnp.int32)[None], in_order=True)
 
     @classmethod
     def of_lengths(cls, lengths: Int[Array, " batch"], length: int) -> Tokens:
         """Returns right-padded rows, the first ``lengths[b]`` tokens of row b being real."""
         positions = jnp.arange(length, dtype=jnp.int32)[None]
-        return cls(positions, (positions < lengths[:, None]).astype(jnp.int32))
+        return cls(positions, (positions < lengths[:, None]).astype(jnp.int32), in_order=True)
 
     @property
     def length(self) -> int:
@@ -44,12 +52,53 @@ class Tokens:
 
 
 @dataclasses.dataclass(frozen=True)
+class Span:
+    """What is known of whole blocks of tokens: bounds over the real tokens of each."""
+
+    first: Int[AnyArray, "#batch blocks"]
+    """Least position."""
+    last: Int[AnyArray, "#batch blocks"]
+    """Greatest position."""
+    first_segment: Int[AnyArray, "#batch blocks"] | None = None
+    """Least segment; None: one document and no padding."""
+    last_segment: Int[AnyArray, "#batch blocks"] | None = None
+    """Greatest segment, 0 where all is padding."""
+    padded: Bool[AnyArray, "#batch blocks"] | None = None
+    """Whether any token is padding."""
+
+
+Bounds: TypeAlias = tuple[
+    Bool[AnyArray, "#batch #q_blocks #kv_blocks"], Bool[AnyArray, "#batch #q_blocks #kv_blocks"]
+]
+"""Of each pair of blocks: may any pair of tokens be admitted, and must all be?"""
+_YES, _NO = np.ones((1, 1, 1), bool), np.zeros((1, 1, 1), bool)
+
+
+def _query(x: Shaped[AnyArray, "#batch length"]) -> Shaped[AnyArray, "#batch length 1"]:
+    return x[:, :, None]
+
+
+def _key(x: Shaped[AnyArray, "#batch length"]) -> Shaped[AnyArray, "#batch 1 length"]:
+    return x[:, None, :]
+
+
+@dataclasses.dataclass(frozen=True)
 class Mask:
     """Which query token may attend to which key token; subclasses say which."""
 
-    def __call__(self, q: Tokens, kv: Tokens) -> Bool[Array, "#batch q_len kv_len"]:
+    relative: ClassVar[bool] = False
+    """Whether nothing but segments and the distance between the two tokens counts."""
+    within_documents: ClassVar[bool] = False
+    """Whether no pair of different documents is admitted."""
+
+    def __call__(self, q: Tokens, kv: Tokens) -> Bool[AnyArray, "#batch q_len kv_len"]:
         """Returns True where the query may attend to the key."""
         raise NotImplementedError(f"{type(self).__name__} does not say which tokens it admits")
+
+    def bounds(self, q: Span, kv: Span) -> Bounds:
+        """Returns what holds for every assignment of tokens that fits the spans; here: nothing is known."""
+        del q, kv
+        return _YES, _NO
 
     def __and__(self, other: Mask) -> Mask:
         return And(self, other)
@@ -65,18 +114,31 @@ class Mask:
 class Everything(Mask):
     """Every token attends to every token."""
 
-    def __call__(self, q: Tokens, kv: Tokens) -> Bool[Array, "#batch q_len kv_len"]:
+    relative: ClassVar[bool] = True
+
+    def __call__(self, q: Tokens, kv: Tokens) -> Bool[AnyArray, "#batch q_len kv_len"]:
         """Returns True everywhere."""
-        return jnp.ones((1, q.length, kv.length), bool)
+        return np.ones((1, q.length, kv.length), bool)
+
+    def bounds(self, q: Span, kv: Span) -> Bounds:
+        """Returns that all is admitted."""
+        del q, kv
+        return _YES, _YES
 
 
 @dataclasses.dataclass(frozen=True)
 class Causal(Mask):
     """A token attends to those at its own position and before (compared by position, never by index)."""
 
-    def __call__(self, q: Tokens, kv: Tokens) -> Bool[Array, "#batch q_len kv_len"]:
+    relative: ClassVar[bool] = True
+
+    def __call__(self, q: Tokens, kv: Tokens) -> Bool[AnyArray, "#batch q_len kv_len"]:
         """Returns True where the key is not after the query."""
-        return kv.positions[:, None, :] <= q.positions[:, :, None]
+        return _key(kv.positions) <= _query(q.positions)
+
+    def bounds(self, q: Span, kv: Span) -> Bounds:
+        """Returns bounds from the first and last positions."""
+        return _key(kv.first) <= _query(q.last), _key(kv.last) <= _query(q.first)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,19 +150,33 @@ class Window(Mask):
 
     before: int
     after: int = 0
+    relative: ClassVar[bool] = True
 
-    def __call__(self, q: Tokens, kv: Tokens) -> Bool[Array, "#batch q_len kv_len"]:
+    def __call__(self, q: Tokens, kv: Tokens) -> Bool[AnyArray, "#batch q_len kv_len"]:
         """Returns True where -before <= kv position - q position <= after."""
-        query, key = q.positions[:, :, None], kv.positions[:, None, :]
+        query, key = _query(q.positions), _key(kv.positions)
         # Compared as sums with the query's position: the position of an absent slot would overflow.
         return (key >= query - self.before) & (key <= query + self.after)
+
+    def bounds(self, q: Span, kv: Span) -> Bounds:
+        """Returns bounds from the least and greatest distances."""
+        may = (_key(kv.last) >= _query(q.first) - self.before) & (
+            _key(kv.first) <= _query(q.last) + self.after
+        )
+        must = (_key(kv.first) >= _query(q.last) - self.before) & (
+            _key(kv.last) <= _query(q.first) + self.after
+        )
+        return may, must
 
 
 @dataclasses.dataclass(frozen=True)
 class SameSegment(Mask):
     """A token attends within its document; padding (segment 0) attends to nothing and is attended by none."""
 
-    def __call__(self, q: Tokens, kv: Tokens) -> Bool[Array, "#batch q_len kv_len"]:
+    relative: ClassVar[bool] = True
+    within_documents: ClassVar[bool] = True
+
+    def __call__(self, q: Tokens, kv: Tokens) -> Bool[AnyArray, "#batch q_len kv_len"]:
         """Returns True where both tokens are real and of one document.
 
         Raises:
@@ -110,22 +186,44 @@ class SameSegment(Mask):
             raise ValueError("SameSegment needs segments on both sides or on neither")
         if q.segments is None or kv.segments is None:
             return Everything()(q, kv)
-        query, key = q.segments[:, :, None], kv.segments[:, None, :]
-        return (query == key) & (key != 0)
+        return (_query(q.segments) == _key(kv.segments)) & (_key(kv.segments) != 0)
+
+    def bounds(self, q: Span, kv: Span) -> Bounds:
+        """Returns bounds from the least and greatest documents."""
+        if q.first_segment is None or kv.first_segment is None:
+            return _YES, _YES
+        may = (_query(q.first_segment) <= _key(kv.last_segment)) & (
+            _key(kv.first_segment) <= _query(q.last_segment)
+        )
+        must = (_query(q.first_segment) == _key(kv.last_segment)) & (
+            _key(kv.first_segment) == _query(q.last_segment)
+        )
+        return may, must & ~(_query(q.padded) | _key(kv.padded))
 
 
 @dataclasses.dataclass(frozen=True)
 class Present(Mask):
     """Real tokens attend to real tokens, whatever their document; padding (segment 0) is left out."""
 
-    def __call__(self, q: Tokens, kv: Tokens) -> Bool[Array, "#batch q_len kv_len"]:
+    relative: ClassVar[bool] = True
+
+    def __call__(self, q: Tokens, kv: Tokens) -> Bool[AnyArray, "#batch q_len kv_len"]:
         """Returns True where neither token is padding."""
         allowed = Everything()(q, kv)
         if q.segments is not None:
-            allowed = allowed & (q.segments != 0)[:, :, None]
+            allowed = allowed & _query(q.segments != 0)
         if kv.segments is not None:
-            allowed = allowed & (kv.segments != 0)[:, None, :]
+            allowed = allowed & _key(kv.segments != 0)
         return allowed
+
+    def bounds(self, q: Span, kv: Span) -> Bounds:
+        """Returns whether blocks hold real tokens, and only such."""
+        may, must = _YES, _YES
+        if q.last_segment is not None:
+            may, must = may & _query(q.last_segment != 0), must & ~_query(q.padded)
+        if kv.last_segment is not None:
+            may, must = may & _key(kv.last_segment != 0), must & ~_key(kv.padded)
+        return may, must
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,9 +233,24 @@ class And(Mask):
     left: Mask
     right: Mask
 
-    def __call__(self, q: Tokens, kv: Tokens) -> Bool[Array, "#batch q_len kv_len"]:
+    @property
+    def relative(self) -> bool:  # type: ignore[override]
+        """Whether both are."""
+        return self.left.relative and self.right.relative
+
+    @property
+    def within_documents(self) -> bool:  # type: ignore[override]
+        """Whether either is."""
+        return self.left.within_documents or self.right.within_documents
+
+    def __call__(self, q: Tokens, kv: Tokens) -> Bool[AnyArray, "#batch q_len kv_len"]:
         """Returns the conjunction."""
         return self.left(q, kv) & self.right(q, kv)
+
+    def bounds(self, q: Span, kv: Span) -> Bounds:
+        """Returns both, one by one."""
+        (may, must), (also_may, also_must) = self.left.bounds(q, kv), self.right.bounds(q, kv)
+        return may & also_may, must & also_must
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,9 +260,24 @@ class Or(Mask):
     left: Mask
     right: Mask
 
-    def __call__(self, q: Tokens, kv: Tokens) -> Bool[Array, "#batch q_len kv_len"]:
+    @property
+    def relative(self) -> bool:  # type: ignore[override]
+        """Whether both are."""
+        return self.left.relative and self.right.relative
+
+    @property
+    def within_documents(self) -> bool:  # type: ignore[override]
+        """Whether both are."""
+        return self.left.within_documents and self.right.within_documents
+
+    def __call__(self, q: Tokens, kv: Tokens) -> Bool[AnyArray, "#batch q_len kv_len"]:
         """Returns the disjunction."""
         return self.left(q, kv) | self.right(q, kv)
+
+    def bounds(self, q: Span, kv: Span) -> Bounds:
+        """Returns either, one by one."""
+        (may, must), (also_may, also_must) = self.left.bounds(q, kv), self.right.bounds(q, kv)
+        return may | also_may, must | also_must
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,6 +286,16 @@ class Not(Mask):
 
     mask: Mask
 
-    def __call__(self, q: Tokens, kv: Tokens) -> Bool[Array, "#batch q_len kv_len"]:
+    @property
+    def relative(self) -> bool:  # type: ignore[override]
+        """Whether the mask is."""
+        return self.mask.relative
+
+    def __call__(self, q: Tokens, kv: Tokens) -> Bool[AnyArray, "#batch q_len kv_len"]:
         """Returns the complement."""
         return ~self.mask(q, kv)
+
+    def bounds(self, q: Span, kv: Span) -> Bounds:
+        """Returns the complements, exchanged."""
+        may, must = self.mask.bounds(q, kv)
+        return ~must, ~may
