@@ -90,14 +90,7 @@ class NamedDataset(Source):
           UserError: it cannot be downloaded or prepared, or has no such text field or no training split.
         """
         builder = self._builder()
-        tfds.enable_progress_bar()
-        try:
-            _prepare(builder, sys.stderr)
-        except (OSError, ImportError, tfds.download.DownloadError) as error:
-            first = (str(error) or type(error).__name__).splitlines()[0]
-            raise UserError(
-                f"cannot prepare tfds:{self.name} ({first}); it goes to {builder.data_path}"
-            ) from error
+        prepare(builder, f"tfds:{self.name}")
         features, splits = builder.info.features, builder.info.splits
         texts = [name for name, feature in features.items() if isinstance(feature, tfds.features.Text)]
         if self.field not in texts:
@@ -115,16 +108,35 @@ class NamedDataset(Source):
         )
 
     def _builder(self) -> tfds.core.DatasetBuilder:
-        try:
-            return tfds.builder(self.name, file_format="array_record")
-        except tfds.core.DatasetNotFoundError:
-            base = self.name.partition("/")[0]
-            raise UserError(
-                f"TFDS has no data set {base!r}"
-                + _choices(base, tfds.list_builders(with_community_datasets=False))
-            ) from None
-        except (ValueError, RuntimeError, AssertionError) as error:  # unknown configuration or version
-            raise UserError(f"tfds:{self.name}: {str(error).splitlines()[0]}") from None
+        return named_builder(self.name)
+
+
+def named_builder(name: str) -> tfds.core.DatasetBuilder:
+    """Returns a data set of the TFDS catalogue; UserError if there is no such name or configuration."""
+    try:
+        return tfds.builder(name, file_format="array_record")
+    except tfds.core.DatasetNotFoundError:
+        base = name.partition("/")[0]
+        raise UserError(
+            f"TFDS has no data set {base!r}"
+            + _choices(base, tfds.list_builders(with_community_datasets=False))
+        ) from None
+    except (ValueError, RuntimeError, AssertionError) as error:  # unknown configuration or version
+        raise UserError(f"tfds:{name}: {str(error).splitlines()[0]}") from None
+
+
+def prepare(builder: tfds.core.DatasetBuilder, name: str) -> None:
+    """Downloads and prepares a data set unless that is done, with progress on standard error.
+
+    Raises:
+      UserError: it cannot be downloaded or prepared; the message calls it ``name``.
+    """
+    tfds.enable_progress_bar()
+    try:
+        _prepare(builder, sys.stderr)
+    except (OSError, ImportError, tfds.download.DownloadError) as error:
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"cannot prepare {name} ({first}); it goes to {builder.data_path}") from error
 
 
 def _choices(name: str, choices: Sequence[str]) -> str:

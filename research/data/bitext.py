@@ -1,0 +1,247 @@
+"""Parallel text for translation: the description that names it and the pairs of token lists it becomes."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from research.data.buckets import Bucket, TokenPairs, plan
+from research.data.cache import build_once, cache_directory, content_hash
+from research.data.parallel import Multi30kText, NamedTranslation, Pair, ParallelFiles, ParallelSource
+from research.data.tokenizer import Tokenizer
+from research.errors import UserError, nearest
+
+_FORMAT = 1
+"""Part of every cache key: raise it when what is cached changes."""
+_JSON = "tokenizer.json"
+_BATCH = 1 << 14
+"""Pairs tokenised at once."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedBitext:
+    """Parallel text as tokens.
+
+    Attributes:
+      tokenizer: made the tokens of both sides.
+      train: training pairs.
+      valid: validation pairs.
+      buckets: shapes of batches.
+    """
+
+    tokenizer: Tokenizer
+    train: TokenPairs
+    valid: TokenPairs
+    buckets: tuple[Bucket, ...]
+
+
+@dataclasses.dataclass
+class Cleaning:
+    """Counts of what was kept and what was left out of the training text, by reason."""
+
+    kept: int = 0
+    empty: int = 0
+    duplicate: int = 0
+    long: int = 0
+    ratio: int = 0
+
+    def __str__(self) -> str:
+        left_out = {
+            name: count for name, count in dataclasses.asdict(self).items() if name != "kept" and count
+        }
+        counts = ", ".join(f"{count:,} {name}" for name, count in left_out.items())
+        return f"{self.kept:,} training pairs; left out: {counts or 'none'}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Bitext:
+    """Parallel text, how it is cut into tokens, and how pairs become batches."""
+
+    corpus: str = "multi30k"
+    """Where the text is from: "multi30k", "files" (needs source and target), or "tfds:NAME"."""
+    source_language: str = "en"
+    """Language translated from."""
+    target_language: str = "de"
+    """Language translated into."""
+    source: str | None = None
+    """File of source lines for corpus "files"; plain, .gz or .xz."""
+    target: str | None = None
+    """File of their translations, line by line."""
+    valid_source: str | None = None
+    """File of source lines for validation; default: the last valid_fraction of the training pairs."""
+    valid_target: str | None = None
+    """File of their translations."""
+    valid_fraction: float = 0.02
+    """Share of the pairs held out where there is no validation text."""
+    directory: str | None = None
+    """Where Multi30k's files already are; default: they are downloaded."""
+    tokenised: bool = False
+    """Multi30k in its owners' lower-cased tokenised form, on which most figures are published."""
+    tokenizer: str = "bpe"
+    """"bpe" (byte-level, trained on both sides of the training text), or the path of a tokenizer.json."""
+    length: int = 128
+    """Longest sentence, in tokens with the end of text; longer training pairs are left out (and counted)."""
+    ratio: float | None = 9.0
+    """Largest ratio of the lengths of a training pair, in tokens; default: any."""
+    batch_tokens: int = 4096
+    """Tokens of a batch on either side, padding included, over all devices."""
+    buckets: int = 6
+    """Shapes of batches, by length; each is compiled once."""
+    rows_multiple: int = 8
+    """Pairs of a batch come in multiples of this, so that they divide over devices."""
+
+    def open(self) -> ParallelSource:
+        """Returns the text that the description names; UserError where it does not hold together."""
+        if self.corpus == "multi30k":
+            return Multi30kText(self.source_language, self.target_language, self.directory, self.tokenised)
+        if self.corpus.startswith("tfds:"):
+            name = self.corpus.removeprefix("tfds:")
+            return NamedTranslation(name, self.source_language, self.target_language)
+        if self.corpus != "files":
+            choices = ("multi30k", "files", "tfds:NAME")
+            raise UserError(f"data.corpus {self.corpus!r} is unknown{nearest(self.corpus, choices)}")
+        if self.source is None or self.target is None:
+            raise UserError('data.corpus "files" needs --data.source FILE and --data.target FILE')
+        files = {"train": (self.source, self.target)}
+        if (self.valid_source is None) != (self.valid_target is None):
+            raise UserError("data.valid_source and data.valid_target go together; one of them is missing")
+        if self.valid_source is not None and self.valid_target is not None:
+            files["valid"] = (self.valid_source, self.valid_target)
+        return ParallelFiles(files)
+
+    def prepare(
+        self,
+        *,
+        vocabulary: int,
+        tokenizer: Tokenizer | None = None,
+        report: Callable[[str], None] = lambda message: None,
+    ) -> PreparedBitext:
+        """Returns the text as tokens; each stage is done once and cached on disk (see `research.data.cache`).
+
+        Args:
+          vocabulary: rows of the model's embedding; a tokenizer trained here is trained to fit.
+          tokenizer: use this one (a run's own) instead of the one described.
+          report: receives a line before each stage that takes time, and what cleaning left out.
+
+        Raises:
+          UserError: the text cannot be read or holds too little, or the tokenizer does not fit.
+        """
+        self._check(tokenizer)
+        text = self.open()
+        split = [_FORMAT, text.fingerprint(), "valid" in text.splits() or self.valid_fraction]
+        if tokenizer is None and self.tokenizer == "bpe":
+            directory = build_once(
+                cache_directory() / "tokenizers" / content_hash("bitext", split, vocabulary),
+                lambda d: self._train_tokenizer(text, vocabulary, report).save(d / _JSON),
+            )
+            tokenizer = Tokenizer.load(directory / _JSON)
+        elif tokenizer is None:
+            tokenizer = Tokenizer.load(self.tokenizer)
+        if tokenizer.vocabulary > vocabulary:
+            raise UserError(
+                f"the tokenizer has {tokenizer.vocabulary} tokens, the model's vocabulary only {vocabulary}; "
+                f"use --model.vocabulary {tokenizer.vocabulary} or more"
+            )
+        made_by = tokenizer
+        key = content_hash(
+            "bitext", split, self.length, self.ratio, hashlib.sha256(made_by.to_json().encode()).hexdigest()
+        )
+        directory = build_once(
+            cache_directory() / "tokens" / key, lambda d: self._tokenise(text, made_by, d, report)
+        )
+        report((directory / "cleaning.txt").read_text())
+        train, valid = (TokenPairs.open(directory / name) for name in ("train", "valid"))
+        widths = np.concatenate([train.widths(), valid.widths()])
+        buckets = plan(widths, count=self.buckets, tokens=self.batch_tokens, multiple=self.rows_multiple)
+        return PreparedBitext(tokenizer, train, valid, tuple(buckets))
+
+    def _check(self, tokenizer: Tokenizer | None) -> None:
+        for name in ("length", "batch_tokens", "buckets", "rows_multiple"):
+            if getattr(self, name) < 1:
+                raise UserError(f"data.{name} is {getattr(self, name)}; it should be at least 1")
+        if not 0 < self.valid_fraction < 1:
+            raise UserError(f"data.valid_fraction is {self.valid_fraction}; it should be between 0 and 1")
+        if tokenizer is None and self.tokenizer != "bpe" and not Path(self.tokenizer).is_file():
+            raise UserError(
+                f"data.tokenizer {self.tokenizer!r} is no file and no kind of tokenizer"
+                + nearest(self.tokenizer, ("bpe",))
+            )
+
+    def _pairs(self, text: ParallelSource) -> tuple[list[Pair], list[Pair]]:
+        """Returns the pairs for training and for validation, as they are."""
+        train = list(text.pairs("train"))
+        if "valid" in text.splits():
+            return train, list(text.pairs("valid"))
+        held_out = max(1, round(len(train) * self.valid_fraction))
+        return train[:-held_out], train[-held_out:]
+
+    def _train_tokenizer(
+        self, text: ParallelSource, vocabulary: int, report: Callable[[str], None]
+    ) -> Tokenizer:
+        report(f"training a joint byte-level BPE tokenizer of {vocabulary} tokens")
+        train, _ = self._pairs(text)
+        return Tokenizer.train_bpe((spaced(line) for pair in train for line in pair), vocabulary)
+
+    def _tokenise(
+        self, text: ParallelSource, tokenizer: Tokenizer, directory: Path, report: Callable[[str], None]
+    ) -> None:
+        report("tokenising")
+        train, valid = self._pairs(text)
+        counts = Cleaning()
+        tokens = {"train": self._clean(train, tokenizer, counts), "valid": _tokens(valid, tokenizer)}
+        sizes = {"train": 0, "valid": sum(len(line.encode()) for _, line in valid)}
+        for name, pairs in tokens.items():
+            if not (kept := list(pairs)):
+                raise UserError(f"no pairs are left for data split {name!r}: {counts}")
+            (directory / name).mkdir()
+            sources, targets = zip(*kept, strict=True)
+            TokenPairs.of(sources, targets, tokenizer.end_of_text, sizes[name]).save(directory / name)
+        (directory / "cleaning.txt").write_text(str(counts))
+
+    def _clean(
+        self, pairs: Iterable[Pair], tokenizer: Tokenizer, counts: Cleaning
+    ) -> Iterator[tuple[list[int], list[int]]]:
+        """Yields the tokens of the pairs fit for training, counting the others by reason."""
+        distinct: dict[Pair, None] = {}
+        for pair in pairs:
+            if not pair[0].strip() or not pair[1].strip():
+                counts.empty += 1
+            elif pair in distinct:
+                counts.duplicate += 1
+            else:
+                distinct[pair] = None
+        for source, target in _tokens(list(distinct), tokenizer):
+            longer, shorter = max(len(source), len(target)), min(len(source), len(target))
+            if longer + 1 > self.length:
+                counts.long += 1
+            elif self.ratio is not None and longer > self.ratio * shorter:
+                counts.ratio += 1
+            else:
+                counts.kept += 1
+                yield source, target
+
+
+def spaced(line: str) -> str:
+    """Returns the line with a space before it: a word has then the same tokens wherever it stands."""
+    return f" {line.strip()}"
+
+
+def encode(tokenizer: Tokenizer, lines: Sequence[str]) -> list[list[int]]:
+    """Returns the tokens of each line, as translation models take them."""
+    return tokenizer.encode_batch([spaced(line) for line in lines])
+
+
+def decode(tokenizer: Tokenizer, ids: Iterable[int]) -> str:
+    """Returns the line of ``ids``; a line break in it becomes a space."""
+    return " ".join(tokenizer.decode(ids).split("\n")).strip()
+
+
+def _tokens(pairs: Sequence[Pair], tokenizer: Tokenizer) -> Iterator[tuple[list[int], list[int]]]:
+    for start in range(0, len(pairs), _BATCH):
+        part = pairs[start : start + _BATCH]
+        sides = (encode(tokenizer, side) for side in zip(*part, strict=True))
+        yield from zip(*sides, strict=True)

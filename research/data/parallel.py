@@ -1,0 +1,230 @@
+"""Parallel text: pairs of lines from two files, from Multi30k, or from a set of the TFDS catalogue."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import gzip
+import itertools
+import lzma
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from research.data.cache import build_once, cache_directory, content_hash
+from research.errors import UserError, nearest
+
+Pair = tuple[str, str]
+"""A source line and its translation."""
+_OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
+_MISSING = object()
+
+
+class ParallelSource(abc.ABC):
+    """Where parallel text is from."""
+
+    @abc.abstractmethod
+    def fingerprint(self) -> list[object]:
+        """Returns JSON-serialisable values that change when the text does."""
+
+    @abc.abstractmethod
+    def splits(self) -> list[str]:
+        """Returns the names of the splits; "train" is one of them, and so is "valid" where there is one."""
+
+    @abc.abstractmethod
+    def pairs(self, split: str) -> Iterable[Pair]:
+        """Returns the pairs of a split, in their order; UserError if they cannot be read."""
+
+
+def lines_of(path: Path) -> Iterator[str]:
+    """Yields the lines of a UTF-8 file, plain, gzip or xz by its suffix, without their ends.
+
+    Lines end at LF alone (CR LF is taken as one end), never at the other separators of Unicode: those stand
+    inside sentences, and to split there would shift one side against the other.
+
+    Raises:
+      UserError: the file cannot be read, or a line is not UTF-8 (file and line).
+    """
+    try:
+        with _OPENERS.get(path.suffix, open)(path, "rb") as stream:
+            for number, line in enumerate(stream, start=1):
+                try:
+                    yield line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8")
+                except UnicodeDecodeError as error:
+                    raise UserError(
+                        f"{path}, line {number} is not UTF-8 (byte {error.start} of the line); if it is "
+                        "Latin-1, convert it with: iconv -f latin1 -t utf-8"
+                    ) from None
+    except (OSError, EOFError, lzma.LZMAError) as error:
+        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def aligned(source: Path, target: Path) -> Iterator[Pair]:
+    """Yields the pairs of two line-aligned files.
+
+    Raises:
+      UserError: a file cannot be read, or their numbers of lines differ (both are told).
+    """
+    left, right = lines_of(source), lines_of(target)
+    for number, pair in enumerate(itertools.zip_longest(left, right, fillvalue=_MISSING)):
+        if _MISSING in pair:
+            counts = [number + (side is not _MISSING) + sum(1 for _ in rest) for side, rest in
+                      zip(pair, (left, right), strict=True)]  # fmt: skip
+            raise UserError(
+                f"{source} has {counts[0]} lines and {target} {counts[1]}: line n of one must be the "
+                "translation of line n of the other"
+            )
+        yield pair  # type: ignore[misc]  # both are text here
+
+
+@dataclasses.dataclass(frozen=True)
+class ParallelFiles(ParallelSource):
+    """Two line-aligned files per split; plain, .gz or .xz."""
+
+    files: dict[str, tuple[str, str]]
+    """Split -> (source file, target file)."""
+
+    def fingerprint(self) -> list[object]:
+        """Returns name, size and modification time of each file; UserError if there is no such file."""
+        stats = []
+        for split, paths in self.files.items():
+            for path in map(Path, paths):
+                if not path.expanduser().is_file():
+                    raise UserError(f"no file {str(path)!r} (the {split} text)")
+                stat = path.expanduser().stat()
+                stats.append([split, str(path), stat.st_size, stat.st_mtime_ns])
+        return ["files", stats]
+
+    def splits(self) -> list[str]:
+        """Returns the names of the splits."""
+        return list(self.files)
+
+    def pairs(self, split: str) -> Iterable[Pair]:
+        """Returns the pairs of a split."""
+        source, target = (Path(path).expanduser() for path in self.files[split])
+        return aligned(source, target)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Records:
+    """Pairs of a TFDS data source, decoded as they are read."""
+
+    records: Sequence[dict[str, Any]]
+    pair: Callable[[dict[str, Any]], tuple[bytes, bytes] | None]
+
+    def __iter__(self) -> Iterator[Pair]:
+        for i in range(len(self.records)):
+            if (pair := self.pair(self.records[i])) is not None:
+                yield pair[0].decode("utf-8"), pair[1].decode("utf-8")
+
+
+@dataclasses.dataclass(frozen=True)
+class Multi30kText(ParallelSource):
+    """Multi30k (Elliott et al., 2016), from a directory that holds it or else from its public address."""
+
+    source: str
+    """Language of the source: "en", "de", "fr" or "cs"."""
+    target: str
+    """Language of the target."""
+    directory: str | None
+    """Where the files already are."""
+    tokenised: bool
+    """The owners' lower-cased, normalised, tokenised form, on which most figures are published."""
+
+    def fingerprint(self) -> list[object]:
+        """Returns what identifies the text."""
+        place = [str(Path(self.directory).expanduser().absolute())] if self.directory else []
+        return ["multi30k", self.source, self.target, self.tokenised, *place]
+
+    def splits(self) -> list[str]:
+        """Returns the names of the splits: training, validation and those tests that have both languages."""
+        from research.data.multi30k import splits
+
+        return splits((self.source, self.target))
+
+    def pairs(self, split: str) -> Iterable[Pair]:
+        """Returns the pairs of a split, from the data set's copy in the cache."""
+        from research.data.builder import prepare
+        from research.data.multi30k import Multi30k
+
+        languages = (self.source, self.target)
+        directory = cache_directory() / "sources" / content_hash("multi30k", 1, self.fingerprint())
+
+        def make(data_dir: Path) -> Multi30k:
+            return Multi30k(
+                languages=languages, directory=self.directory, tokenised=self.tokenised, data_dir=data_dir
+            )
+
+        build_once(directory, lambda d: prepare(make(d), f"multi30k from {self.directory or 'its address'}"))
+        return _Records(make(directory).as_data_source(split), lambda r: (r[self.source], r[self.target]))
+
+
+@dataclasses.dataclass(frozen=True)
+class NamedTranslation(ParallelSource):
+    """A translation set of the TFDS catalogue: "wmt14_translate/de-en", "ted_multi_translate" …"""
+
+    name: str
+    source: str
+    target: str
+
+    def fingerprint(self) -> list[object]:
+        """Returns the full name and version, and the languages."""
+        return [self._builder().info.full_name, self.source, self.target]
+
+    def splits(self) -> list[str]:
+        """Returns the names of the splits, the validation split as "valid".
+
+        The data set is downloaded and prepared on first use.
+        """
+        return [_OUR_NAMES.get(split, split) for split in self._prepared().info.splits]
+
+    def pairs(self, split: str) -> Iterable[Pair]:
+        """Returns the pairs of a split."""
+        builder = self._prepared()
+        theirs = next(name for name in builder.info.splits if _OUR_NAMES.get(name, name) == split)
+        return _Records(builder.as_data_source(theirs), self._pair(builder))
+
+    def _builder(self) -> Any:
+        from research.data.builder import named_builder
+
+        return named_builder(self.name)
+
+    def _prepared(self) -> Any:
+        from research.data.builder import prepare
+
+        builder = self._builder()
+        prepare(builder, f"tfds:{self.name}")
+        return builder
+
+    def _pair(self, builder: Any) -> Callable[[dict[str, Any]], tuple[bytes, bytes] | None]:
+        """Returns how a record becomes a pair; None where it lacks one of the languages."""
+        import tensorflow_datasets as tfds
+
+        wanted = (self.source, self.target)
+        for name, feature in (("", builder.info.features), *builder.info.features.items()):
+            if isinstance(feature, tfds.features.TranslationVariableLanguages):
+
+                def from_lists(record: dict[str, Any], name: str = name) -> tuple[bytes, bytes] | None:
+                    fields = record[name]
+                    found = dict(zip((x.decode() for x in fields["language"]), fields["translation"],
+                                     strict=True))  # fmt: skip
+                    return tuple(found[x] for x in wanted) if set(wanted) <= set(found) else None  # type: ignore[return-value]
+
+                self._check(feature.languages)
+                return from_lists
+            if isinstance(feature, tfds.features.Translation):
+                self._check(feature.languages)
+                return lambda record, name=name: tuple(  # type: ignore[misc,return-value]
+                    (record[name] if name else record)[x] for x in wanted
+                )
+        raise UserError(f"tfds:{self.name} is no translation set: it has no pair of languages")
+
+    def _check(self, languages: Iterable[str]) -> None:
+        for language in (self.source, self.target):
+            if language not in languages:
+                raise UserError(
+                    f"tfds:{self.name} has no language {language!r}{nearest(language, languages)}"
+                )
+
+
+_OUR_NAMES = {"validation": "valid", "val": "valid"}

@@ -1,0 +1,234 @@
+"""The Transformer: encoder, decoder and cross-attention (Vaswani et al., 2017), modern choices as fields."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from research.attention.cache import Slots
+from research.attention.catalogue import Attention
+from research.attention.dropout import dropout
+from research.attention.engines import EngineName
+from research.attention.masks import Tokens
+from research.attention.mechanisms import Geometry, Softmax
+from research.attention.positions import Positions, Sinusoidal
+from research.models.stacks import attention_problems, with_pattern
+from research.modules.attention import AttentionSpec
+from research.modules.block import BlockSpec, Context, Stack, empty_cache
+from research.modules.embedding import Embedding, with_positions
+from research.modules.feed_forward import FeedForwardName
+from research.modules.linear import Linear
+from research.modules.norm import Norm
+from research.modules.placement import placed
+
+Memory = tuple[Float[Array, "batch source_length width"], Tokens | None]
+"""What the encoder made of the source, and the source's tokens."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Transformer:
+    """An encoder-decoder Transformer; the defaults are the base model of the paper."""
+
+    vocabulary: int = 37000
+    """Rows of the embedding, which source and target share."""
+    context: int = 1024
+    """Longest sentence, in tokens: rows of learned positions, and the most that is translated at once."""
+    layers: int = 6
+    """Blocks of the encoder, and of the decoder unless that has its own number."""
+    decoder_layers: int | None = None
+    """Blocks of the decoder; default: as many as the encoder."""
+    width: int = 512
+    """Width of the residual stream."""
+    heads: int = 8
+    """Query heads."""
+    kv_heads: int | None = None
+    """Key/value heads (fewer than heads: grouped-query attention; 1: multi-query); default: heads."""
+    attention: Attention = dataclasses.field(default_factory=Softmax)
+    """How tokens of one side read one another, in encoder and decoder; cross-attention is softmax."""
+    feed_forward_width: int | None = None
+    """Hidden width of the feed-forward network; default: 4 * width."""
+    feed_forward: FeedForwardName = "relu"
+    """Activation of the feed-forward network."""
+    positions: Positions | None = dataclasses.field(default_factory=Sinusoidal)
+    """Positional encoding."""
+    norm: Literal["layer", "rms"] = "layer"
+    """Normalisation."""
+    placement: Literal["pre", "post"] = "post"
+    """"post": norm(x + f(x)), as published; "pre": x + f(norm(x)), with a norm after each stack."""
+    bias: bool = True
+    """Biases in linear layers and LayerNorm."""
+    tied_head: bool = True
+    """Use the embedding as the output projection too (Press & Wolf, 2017)."""
+    dropout: float = 0.1
+    """Dropout rate on embeddings and sub-layer outputs (and attention weights)."""
+    depth: Literal["scan", "unroll"] = "scan"
+    """Loop over layers (fast to compile) or unroll them (faster for few layers); same parameters."""
+    remat: Literal["none", "block", "dots"] = "none"
+    """What the backward pass recomputes: nothing, whole blocks, or all but matmul outputs."""
+    engine: EngineName = "auto"
+    """Attention engine; one asked for by name refuses what it cannot serve."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Dtype of the computation; parameters, softmax and loss stay float32."""
+
+    @property
+    def geometry(self) -> Geometry:
+        """Sizes of an attention layer."""
+        kv_heads = self.heads if self.kv_heads is None else self.kv_heads
+        return Geometry(self.width, self.heads, kv_heads, self.width // self.heads)
+
+    @property
+    def hidden(self) -> int:
+        """Hidden width of the feed-forward network."""
+        return 4 * self.width if self.feed_forward_width is None else self.feed_forward_width
+
+    @property
+    def decoder_depth(self) -> int:
+        """Blocks of the decoder."""
+        return self.layers if self.decoder_layers is None else self.decoder_layers
+
+    def build(self) -> TransformerModule:
+        """Returns the Flax module."""
+        return TransformerModule(self)
+
+    def empty_cache(self, batch: int, slots: int) -> tuple[tuple[Any, ...], Slots]:
+        """Returns the decoder's empty decoding state for ``batch`` rows of at most ``slots`` tokens."""
+        return empty_cache(self.specs("decoder"), self.decoder_depth, batch, slots, jnp.dtype(self.dtype))
+
+    def specs(self, side: Literal["encoder", "decoder"]) -> tuple[BlockSpec, ...]:
+        """Returns the repeating group of blocks of the encoder or the decoder."""
+        attention = AttentionSpec(
+            geometry=self.geometry,
+            causal=side == "decoder",
+            bias=self.bias,
+            dropout=self.dropout,
+            engine=self.engine,
+            # Glorot & Bengio (2010), as the authors' own code had it.
+            stddev=self.width**-0.5,
+            output_stddev=math.sqrt(2.0 / (self.width + self.hidden)),
+        )
+        block = BlockSpec(
+            attention, self.hidden, self.feed_forward, self.norm, self.bias,
+            placement=self.placement, cross_attention=side == "decoder",
+        )  # fmt: skip
+        return with_pattern(block, self.attention, self.positions)
+
+    def problems(self) -> Iterator[str]:
+        """Yields what does not fit together, each as one clear sentence."""
+        yield from attention_problems(self, self.attention, self.layers, causal=False)
+        yield from attention_problems(self, self.attention, self.decoder_depth, causal=True)
+
+
+class _Input(nn.Module):
+    """Token embeddings with positions, dropped out: what a stack reads."""
+
+    model: Transformer
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "batch length width"],
+        place: Tokens | None,
+        key: Key[Array, ""] | None,
+    ) -> Float[Array, "batch length width"]:
+        positions = jnp.arange(x.shape[1], dtype=jnp.int32)[None] if place is None else place.positions
+        # Scaled up (Vaswani et al., 2017, section 3.4): the table is small, as an output projection must be.
+        x = with_positions(
+            x * jnp.asarray(math.sqrt(self.model.width), x.dtype), positions, self.model.positions,
+            self.model.context,
+        )  # fmt: skip
+        return placed(dropout(x, self.model.dropout, key))
+
+
+class TransformerModule(nn.Module):
+    """The network a ``Transformer`` describes."""
+
+    model: Transformer
+
+    def setup(self) -> None:
+        """Names the parts."""
+        model = self.model
+        self.token_embedding = Embedding(model.vocabulary, model.width, model.width**-0.5)
+        self.encoder_input, self.decoder_input = _Input(model), _Input(model)
+        self.encoder = Stack(model.specs("encoder"), model.layers, model.depth, model.remat)
+        self.decoder = Stack(model.specs("decoder"), model.decoder_depth, model.depth, model.remat)
+        if model.placement == "pre":
+            self.encoder_norm = Norm(model.norm, model.bias)
+            self.decoder_norm = Norm(model.norm, model.bias)
+        if not model.tied_head:
+            self.head = Linear((model.width,), (model.vocabulary,), False, model.width**-0.5)
+
+    def __call__(
+        self,
+        source: Int[Array, "batch source_length"],
+        tokens: Int[Array, "batch length"],
+        source_place: Tokens | None = None,
+        place: Tokens | None = None,
+        *,
+        key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "batch length vocabulary"]:
+        """Returns the logits, float32, of the token after each of ``tokens``, given the whole source.
+
+        Args:
+          source: source tokens.
+          tokens: target tokens, the first of them the one that every target begins with.
+          source_place: positions and segments of the source; None: 0, 1, 2 … and no padding.
+          place: those of the target.
+          key: key of the dropout; None: no dropout.
+        """
+        encoder_key, decoder_key = (None, None) if key is None else jax.random.split(key)
+        memory = self.encode(source, source_place, key=encoder_key)
+        logits, _ = self.decode(tokens, memory, place, key=decoder_key)
+        return logits
+
+    def encode(
+        self,
+        source: Int[Array, "batch source_length"],
+        place: Tokens | None = None,
+        *,
+        key: Key[Array, ""] | None = None,
+    ) -> Memory:
+        """Returns what the decoder reads of the source; arguments as for the call."""
+        input_key, stack_key = (None, None) if key is None else jax.random.split(key)
+        x = self.token_embedding(source, jnp.dtype(self.model.dtype))
+        x, _ = self.encoder(self.encoder_input(x, place, input_key), Context(place), None, stack_key)
+        return placed(self.encoder_norm(x) if self.model.placement == "pre" else x), place
+
+    def decode(
+        self,
+        tokens: Int[Array, "batch length"],
+        memory: Memory,
+        place: Tokens | None = None,
+        *,
+        cache: tuple[tuple[Any, ...], Slots] | None = None,
+        key: Key[Array, ""] | None = None,
+    ) -> tuple[Float[Array, "batch length vocabulary"], tuple[tuple[Any, ...], Slots] | None]:
+        """Returns logits and, when a cache is given, the cache with these tokens in it.
+
+        Args:
+          tokens: target tokens.
+          memory: what ``encode`` returned.
+          place: positions and segments of the tokens.
+          cache: decoding state of the tokens before these.
+          key: key of the dropout; None: no dropout.
+        """
+        input_key, stack_key = (None, None) if key is None else jax.random.split(key)
+        x = self.token_embedding(tokens, jnp.dtype(self.model.dtype))
+        x = self.decoder_input(x, place, input_key)
+        layers, slots = None, None
+        if cache is not None:
+            positions = (
+                jnp.arange(tokens.shape[1], dtype=jnp.int32)[None] if place is None else place.positions
+            )
+            layers, slots = cache[0], cache[1].write(positions)
+        x, layers = self.decoder(x, Context(place, *memory, slots), layers, stack_key)
+        x = placed(self.decoder_norm(x) if self.model.placement == "pre" else x)
+        tied = self.model.tied_head
+        logits = self.token_embedding.attend(x) if tied else self.head(x).astype(jnp.float32)
+        return placed(logits), None if layers is None or slots is None else (layers, slots)
