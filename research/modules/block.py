@@ -64,7 +64,11 @@ class Block(nn.Module):
         cache: Any = None,
         key: Key[Array, ""] | None = None,
     ) -> tuple[Float[Array, "batch length width"], Any]:
-        """Returns the block's output and its decoding state, if one was given."""
+        """Returns the block's output and its decoding state, if one was given.
+
+        With cross-attention the state is a pair: that of the self-attention, and the keys and values of the
+        memory, None before the first call.
+        """
         spec, attention = self.spec, self.spec.attention
         pre = spec.placement == "pre"
         keys = (None, None, None) if key is None else tuple(jax.random.split(key, 3))
@@ -73,6 +77,9 @@ class Block(nn.Module):
             return Norm(spec.norm, spec.norm_bias, spec.norm_epsilon, name=name)
 
         attention_norm = norm("attention_norm")
+        of_memory = None
+        if spec.cross_attention and cache is not None:
+            cache, of_memory = cache
         out, cache = mixer(attention, "attention")(
             attention_norm(x) if pre else x,
             context.tokens,
@@ -83,14 +90,16 @@ class Block(nn.Module):
         if spec.cross_attention:
             cross_norm = norm("cross_attention_norm")
             cross = dataclasses.replace(attention, mechanism=Softmax(), causal=False, positions=None)
-            out, _ = MultiHeadAttention(cross, name="cross_attention")(
+            out, of_memory = MultiHeadAttention(cross, name="cross_attention")(
                 cross_norm(x) if pre else x,
                 context.tokens,
                 memory=context.memory,
                 memory_tokens=context.memory_tokens,
+                projected=of_memory,
                 key=keys[1],
             )
             x = x + out if pre else cross_norm(x + out)
+            cache = None if cache is None else (cache, of_memory)
         feed_forward_norm = norm("feed_forward_norm")
         out = FeedForward(
             attention.geometry.width, spec.hidden, spec.feed_forward, attention.bias, attention.dropout,
@@ -135,7 +144,7 @@ class Stack(nn.Module):
 
         def apply(block: Block, x: Array, *layer: Any) -> tuple[Array, Any]:
             params, cache, key = layer
-            return block.apply({"params": params}, placed(x), context, cache, key)  # type: ignore[return-value]
+            return block.apply({"params": params}, placed(x), context, cache, key)
 
         if self.remat != "none":
             checkpoint = {"policy": POLICIES[self.remat], "prevent_cse": self.depth == "unroll"}
@@ -172,6 +181,11 @@ def empty_cache(
 ) -> tuple[tuple[Any, ...], Slots]:
     """Returns the empty decoding state of a stack, for ``batch`` rows of at most ``slots`` tokens."""
     groups = layers // len(specs)
-    states = (spec.attention.mechanism.state(spec.attention.geometry, batch, slots, dtype) for spec in specs)
+
+    def state(spec: BlockSpec) -> Any:
+        own = spec.attention.mechanism.state(spec.attention.geometry, batch, slots, dtype)
+        return (own, None) if spec.cross_attention else own
+
+    states = (state(spec) for spec in specs)
     stacked = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (groups, *leaf.shape)), tuple(states))
     return stacked, Slots.empty(batch, slots)

@@ -180,7 +180,7 @@ def test_with_a_cache_a_token_at_a_time_equals_all_at_once(depth):
     for index in range(LENGTH):
         out, cache, slots = step(X[:, index : index + 1], index, cache, slots)
         np.testing.assert_allclose(out[:, 0], want[:, index], atol=2e-5, rtol=2e-5)
-    assert int(slots.used) == LENGTH and not np.asarray(cache[0].keys[:, :, LENGTH:]).any()
+    assert int(slots.used) == LENGTH and not np.asarray(cache[0][0].keys[:, :, LENGTH:]).any()
 
 
 @pytest.mark.parametrize("depth", ["scan", "unroll"])
