@@ -1,10 +1,13 @@
-"""Positional encodings as pure functions of explicit positions."""
+"""Positional encodings: descriptions of them, and pure functions of explicit positions."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
+from typing import Literal
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 
@@ -19,14 +22,80 @@ class Sinusoidal:
 
 
 @dataclasses.dataclass(frozen=True)
+class Interpolation:
+    """Positions divided by a factor, to fit a longer text into the original context (Chen et al., 2023)."""
+
+    factor: float = 4.0
+    """How many times longer than the original context the text may be."""
+
+
+@dataclasses.dataclass(frozen=True)
+class NTK:
+    """A larger base: the fastest pairs turn as before, the slowest ``factor`` times slower (bloc97, 2023)."""
+
+    factor: float = 4.0
+    """How many times longer than the original context the text may be."""
+
+
+@dataclasses.dataclass(frozen=True)
+class YaRN:
+    """Slow pairs interpolated, fast ones left, and colder attention (Peng et al., 2023, section 3).
+
+    Between the two the blend is linear in the pair's index, from a whole index to a whole index, as in the
+    authors' code; the paper's is linear in the number of turns.
+    """
+
+    factor: float = 4.0
+    """How many times longer than the original context the text may be."""
+    context: int = 1024
+    """The original context, in tokens."""
+    fast: float = 32.0
+    """Pairs that turn at least this often within the original context stay as they are."""
+    slow: float = 1.0
+    """Pairs that turn at most this often are interpolated in full."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Rotary:
-    """Queries and keys are turned by their positions (Su et al., 2021)."""
+    """Queries and keys are turned by their positions (RoPE; Su et al., 2021)."""
 
     base: float = 10000.0
     """Base of the frequencies."""
+    layout: Literal["half", "interleaved"] = "half"
+    """Channels of a pair: i and i + head_dim/2 (GPT-NeoX, Llama), or 2i and 2i + 1 (the paper, GPT-J)."""
+    scaling: Interpolation | NTK | YaRN | None = None
+    """How a model that was trained on shorter texts reads longer ones."""
+
+    @property
+    def temperature(self) -> float:
+        """Factor on the scores: for YaRN (0.1 ln(factor) + 1)^2 (eq. 22 and below), else 1."""
+        if not isinstance(self.scaling, YaRN):
+            return 1.0
+        return (0.1 * math.log(max(self.scaling.factor, 1.0)) + 1.0) ** 2
 
 
-Positions = Learned | Sinusoidal | Rotary
+@dataclasses.dataclass(frozen=True)
+class Alibi:
+    """A penalty on the score that grows with the distance, at a fixed rate per head (Press et al., 2022).
+
+    In an encoder it is symmetric.
+    """
+
+
+@dataclasses.dataclass(frozen=True)
+class RelativeBias:
+    """A learned value per head and bucket of distances, added to the score (T5; Raffel et al., 2020).
+
+    Every layer has a table of its own, where T5's layers share one, and scores keep their scale.
+    """
+
+    buckets: int = 32
+    """Buckets of distances; in an encoder, half of them for each direction."""
+    max_distance: int = 128
+    """Distance from which on all fall into one bucket."""
+
+
+Positions = Learned | Sinusoidal | Rotary | Alibi | RelativeBias
 """Positional encodings; None is none at all (NoPE; Kazemnejad et al., 2023)."""
 
 
@@ -55,22 +124,50 @@ def learned(
 def rotary(
     x: Float[Array, "batch length heads head_dim"],
     positions: Int[Array, "#batch length"],
-    base: float = 10000.0,
+    encoding: Rotary = Rotary(),
 ) -> Float[Array, "batch length heads head_dim"]:
-    """Returns x rotated by its positions, dtype of x (RoPE; Su et al., 2021), in the half layout.
-
-    Channel i is paired with channel i + head_dim/2 (GPT-NeoX, Llama), and the pair turned by
-    p / base^(2i/head_dim).
+    """Returns x rotated by its positions, dtype of x (Su et al., 2021, eq. 34).
 
     Raises:
       ValueError: ``head_dim`` is odd.
     """
     head_dim = x.shape[-1]
-    if head_dim % 2:
-        raise ValueError(f"rotary positions need an even head width, not {head_dim}")
-    frequencies = base ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    frequencies = jnp.asarray(rotary_frequencies(encoding, head_dim))
     angles = positions[..., None].astype(jnp.float32) * frequencies[None, None]
     cos, sin = jnp.cos(angles)[:, :, None, :], jnp.sin(angles)[:, :, None, :]
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x.dtype)
+    wide = x.astype(jnp.float32)
+    if encoding.layout == "half":
+        first, second = jnp.split(wide, 2, axis=-1)
+        turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    else:
+        pairs = wide.reshape(*x.shape[:-1], head_dim // 2, 2)
+        first, second = pairs[..., 0], pairs[..., 1]
+        turned = jnp.stack([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.reshape(x.shape).astype(x.dtype)
+
+
+def rotary_frequencies(encoding: Rotary, head_dim: int) -> Float[np.ndarray, " pairs"]:
+    """Returns the radians per position of each pair of channels, base^(-2i/head_dim) scaled, float32.
+
+    Raises:
+      ValueError: ``head_dim`` is odd.
+    """
+    if head_dim % 2:
+        raise ValueError(f"rotary positions need an even head width, not {head_dim}")
+    base, scaling = encoding.base, encoding.scaling
+    if isinstance(scaling, NTK) and head_dim > 2:
+        base *= scaling.factor ** (head_dim / (head_dim - 2))
+    frequencies = base ** (-np.arange(0, head_dim, 2) / head_dim)
+    if isinstance(scaling, Interpolation):
+        frequencies = frequencies / scaling.factor
+    elif isinstance(scaling, YaRN):
+
+        def pair(turns: float) -> float:
+            """Returns the index of the pair that turns so often within the original context."""
+            return head_dim * math.log(scaling.context / (turns * 2 * math.pi)) / (2 * math.log(base))
+
+        low = max(math.floor(pair(scaling.fast)), 0)
+        high = min(math.ceil(pair(scaling.slow)), head_dim - 1)
+        ramp = np.clip((np.arange(head_dim // 2) - low) / max(high - low, 0.001), 0.0, 1.0)
+        frequencies = frequencies * (1 - ramp) + frequencies / scaling.factor * ramp
+    return frequencies.astype(np.float32)
