@@ -236,32 +236,25 @@ def _train(target: str, options: Train, overrides: Mapping[str, str]) -> None:
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("research").setLevel(logging.INFO)
 
-    from research.training.pretraining import pretrain
+    from research.training.session import run
 
-    result = pretrain(experiment, directory, profile=profile, report=_message)
+    result = run(experiment, directory, profile=profile, report=_message)
     if options.json:
-        print(json.dumps(dataclasses.asdict(result)))
+        print(json.dumps(result.to_json()))
         return
-    bits, nats = result.validation["valid/bits_per_byte"], result.validation["valid/loss"]
-    print(f"validation after {result.step} steps: {bits:.4f} bits per byte ({nats:.4f} nats per token)")
-    if result.baselines:
-        print("baselines on the same text, bits per byte:")
-        for name, value in result.baselines.items():
-            print(f"  {name:22} {value:.4f}{'  (lower than the model)' if value < bits else ''}")
-    if result.samples:
-        count = len(result.samples)
-        parsed = "" if result.python is None else f"; {result.python} of {count} parse as Python"
-        print(f"sample (1 of {count}{parsed}):\n\n{result.samples[0]}\n")
+    metrics = (f"{name.removeprefix('valid/')} {value:.4f}" for name, value in result.validation.items())
+    print(f"validation after {result.step} steps: {', '.join(metrics)}")
+    for line in result.conclusion.lines:
+        print(line)
     print(f"run directory: {directory}")
-    run = shlex.quote(str(directory))
-    print(
-        f'next: headway sample {run} --prompt "..."\n      headway evaluate {run}\n      headway show {run}'
-    )
+    commands = [line.replace("{run}", shlex.quote(str(directory))) for line in result.conclusion.next]
+    print("next: " + "\n      ".join(f"headway {command}" for command in commands))
 
 
 def _evaluate(target: str, options: Evaluate, overrides: Mapping[str, str]) -> None:
+    from research.training.language_model import evaluate
     from research.training.overrides import override
-    from research.training.trained import evaluate, load
+    from research.training.trained import load
 
     trained = load(target, options.checkpoint)
     if "data.path" in overrides:
@@ -282,7 +275,8 @@ def _evaluate(target: str, options: Evaluate, overrides: Mapping[str, str]) -> N
 
 def _sample(target: str, options: Sample, overrides: Mapping[str, str]) -> None:
     from research.inference.sampling import Decoding
-    from research.training.trained import continuations, load
+    from research.training.language_model import continuations
+    from research.training.trained import load
 
     if options.count < 1:
         raise UserError(f"--count {options.count}: at least 1")

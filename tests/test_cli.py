@@ -89,7 +89,7 @@ def test_help_without_a_command_names_every_command(capsys):
 def test_help_of_a_command_lists_its_options(capsys, name):
     code, out, err = run(capsys, name, "--help")
     assert code == 0 and not err and "--json" in out
-    assert out.count("--help") <= 3 and out.startswith(f"usage: headway {name} ")
+    assert "-h, --help" not in out and out.startswith(f"usage: headway {name} ")
 
 
 def test_help_of_an_experiment_lists_every_field_with_docstring_and_value(capsys):

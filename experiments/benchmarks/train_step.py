@@ -29,7 +29,6 @@ from research.scale.host_memory import keep_freed_memory
 from research.training.experiment import Experiment
 from research.training.optimizer import AdamW
 from research.training.program import functions, place_rows
-from research.training.sharding import BATCH
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +62,7 @@ def ours(case: Case, tokens: np.ndarray) -> Callable[[], float]:
     parts = functions(Experiment(name="benchmark", model=case.model, data=data, optimizer=AdamW(1e-3)))
     shape = (case.batch, case.model.context)
     batch = place_rows(
-        jax.sharding.NamedSharding(parts.mesh, BATCH),
+        parts.mesh,
         {
             "tokens": tokens[:, :-1],
             "targets": tokens[:, 1:],

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from research.data.cache import build_once, cache_directory, content_hash
 from research.data.documents import Corpus, Source
@@ -32,12 +32,44 @@ class PreparedText:
       train: training tokens.
       valid: validation tokens.
       valid_path: file with the validation text, documents end to end.
+      length: tokens in a row.
+      batch: rows in a step.
     """
 
     tokenizer: Tokenizer
     train: TokenStream
     valid: TokenStream
     valid_path: Path
+    length: int
+    batch: int
+
+    def files(self) -> dict[str, str]:
+        """Returns what a run must keep to read its text again: contents by file name."""
+        return {Tokenizer.FILE: self.tokenizer.to_json()}
+
+    def train_batches(self, *, seed: int, process_index: int, process_count: int) -> Any:
+        """Returns endless shuffled batches, a Grain iterator (see `research.data.packing.train_batches`)."""
+        from research.data.packing import train_batches
+
+        share = {"process_index": process_index, "process_count": process_count}
+        return train_batches(self.train, length=self.length, batch=self.batch, seed=seed, **share)
+
+    def valid_batches(
+        self, *, limit: int | None = None, process_index: int, process_count: int
+    ) -> Sequence[Any]:
+        """Returns the validation batches, in order, at most ``limit``."""
+        from research.data.packing import valid_batches
+
+        share = {"process_index": process_index, "process_count": process_count}
+        return valid_batches(self.valid, length=self.length, batch=self.batch, limit=limit, **share)
+
+    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """Returns "loss" in nats per token and "bits_per_byte" of the text, from a model's sums.
+
+        Bits per byte count every token, the end-of-text tokens included, over the UTF-8 bytes of the text.
+        """
+        nats = sums["loss"] / sums["weight"]
+        return {"loss": nats, "bits_per_byte": nats / math.log(2) * self.valid.targets_per_byte}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +92,29 @@ class TextData:
     """Tokens in a training sequence."""
     batch: int = 32
     """Sequences in a step, over all devices."""
+
+    def shapes(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Returns shape and dtype of the arrays of a batch, over all devices."""
+        rows = (self.batch, self.length)
+        integers = dict.fromkeys(("tokens", "targets", "segments", "positions"), (rows, "int32"))
+        return {**integers, "weights": (rows, "float32")}
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens in a batch, over all devices."""
+        return self.batch * self.length
+
+    def load_tokenizer(self, directory: Path) -> Tokenizer:
+        """Returns the tokenizer that a run keeps in ``directory``."""
+        return Tokenizer.load(directory / Tokenizer.FILE)
+
+    def problems(self) -> Iterator[str]:
+        """Yields what does not fit together, each as one clear sentence."""
+        sources = ("standard-library", "files", "tfds:NAME")
+        if self.source not in sources[:2] and not self.source.startswith("tfds:"):
+            yield f"data.source {self.source!r} is unknown{nearest(self.source, sources)}"
+        if self.path is not None and self.source != "files":
+            yield f"data.path is for data.source 'files', not for {self.source!r}; add --data.source files"
 
     def prepare(
         self,
@@ -102,7 +157,9 @@ class TextData:
             cache_directory() / "tokens" / key, lambda d: self._tokenise(corpus, made_by, d, report)
         )
         train, valid = (TokenStream.open(directory / name) for name in ("train", "valid"))
-        return PreparedText(tokenizer, train, valid, directory / "valid" / "text.bin")
+        return PreparedText(
+            tokenizer, train, valid, directory / "valid" / "text.bin", self.length, self.batch
+        )
 
     def _check(self, tokenizer: Tokenizer | None) -> None:
         if not 0 < self.valid_fraction < 1:

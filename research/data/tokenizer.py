@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -47,6 +48,9 @@ class Tokenizer:
       vocabulary: number of token ids; every id is below it.
       end_of_text: id of the token that separates documents.
     """
+
+    FILE: ClassVar[str] = "tokenizer.json"
+    """Name of its file in a run directory."""
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
         """Wraps ``backend``; UserError if it has no end-of-text token."""

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from research.attention.cache import KeyValues, Slots
 from research.attention.masks import ABSENT, Tokens
 from research.errors import UserError
 
-Cache = tuple[KeyValues, Slots]
+Cache = Any
+"""Decoding state of a model, a pytree."""
 Apply = Callable[..., tuple[Float[Array, "batch length vocabulary"], Cache]]
 Generate = Callable[
     [Any, Int[Array, "batch prompt"], Int[Array, " batch"], Key[Array, ""]], Int[Array, "batch tokens"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -113,6 +113,11 @@ class GPT:
     def matmul_parameters(self) -> int:
         """Returns the number of weights in matrix products: all matrices and the head, no look-up tables."""
         return stack_matmul_parameters(self.specs(), self.layers) + self.width * self.vocabulary
+
+    def training_flops(self, shapes: Mapping[str, tuple[int, ...]], *, visible: bool) -> float:
+        """Returns the FLOPs of a training step on a batch with arrays of these shapes."""
+        batch, length = shapes["tokens"]
+        return batch * length * self.training_flops_per_token(length, visible=visible)
 
     def training_flops_per_token(self, length: int, *, visible: bool) -> float:
         """Returns the FLOPs of forward and backward for one token of a sequence, as PaLM's appendix B counts.

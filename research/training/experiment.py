@@ -11,8 +11,18 @@ from typing import Literal
 
 from research.data.text import TextData
 from research.models.gpt import GPT
+from research.objectives.causal_lm import CausalLM
 from research.training.optimizer import AdamW, Optimizer
 from research.training.schedule import Cosine, Schedule
+
+Model = GPT
+"""Networks that can be trained."""
+Data = TextData
+"""What they can be trained on."""
+Objective = CausalLM
+"""What they can learn."""
+LEARNABLE: dict[type, tuple[tuple[type, ...], tuple[type, ...]]] = {CausalLM: ((GPT,), (TextData,))}
+"""For each objective: the models that can learn it, and the data that it can be learned from."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +69,10 @@ class Experiment:
 
     name: str
     """Name of the experiment; the default run directory is runs/NAME."""
-    model: GPT = dataclasses.field(default_factory=GPT)
-    data: TextData = dataclasses.field(default_factory=TextData)
+    model: Model = dataclasses.field(default_factory=GPT)
+    data: Data = dataclasses.field(default_factory=TextData)
+    objective: Objective = dataclasses.field(default_factory=CausalLM)
+    """What is learned from the data."""
     optimizer: Optimizer = dataclasses.field(default_factory=AdamW)
     schedule: Schedule = dataclasses.field(default_factory=Cosine)
     steps: int = 1000
@@ -73,8 +85,6 @@ class Experiment:
     """Largest global norm of the gradient."""
     ema: float | None = None
     """Decay of an exponential moving average of the parameters, used for evaluation and sampling."""
-    z_loss: float = 0.0
-    """Weight of the squared log-partition (PaLM; Chowdhery et al., 2022, section 5)."""
     sharding: Sharding = dataclasses.field(default_factory=Sharding)
     evaluation: Evaluation = dataclasses.field(default_factory=Evaluation)
     checkpointing: Checkpointing = dataclasses.field(default_factory=Checkpointing)

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from research.objectives.causal_lm import Batch, Loss, causal_lm
+from research.objectives.objective import Batch
 from research.scale.mesh import make_mesh
 from research.training.experiment import Experiment
 from research.training.paths import path_name
@@ -30,10 +29,23 @@ from research.training.step import (
     whole_gradient,
 )
 
-if TYPE_CHECKING:
-    from research.data.packing import ValidBatches
-    from research.data.stream import TokenStream
-    from research.data.text import PreparedText
+
+class Prepared(Protocol):
+    """Data made ready for training, whatever it is."""
+
+    def files(self) -> dict[str, str]:
+        """Returns what a run must keep to read its data again: contents by file name."""
+
+    def train_batches(self, *, seed: int, process_index: int, process_count: int) -> Any:
+        """Returns this process's share of endless shuffled batches; has ``get_state`` and ``set_state``."""
+
+    def valid_batches(
+        self, *, limit: int | None = None, process_index: int, process_count: int
+    ) -> Sequence[Any]:
+        """Returns this process's share of the validation batches, at most ``limit``."""
+
+    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """Returns validation metrics from an objective's sums; "loss" is among them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +69,9 @@ class Program:
     """state, bad batch -> path of the first tensor that is not finite."""
     tokens_per_step: int
     flops_per_step: float
-    """Model FLOPs, causal attention counted in full."""
+    """Model FLOPs, attention counted in full."""
     flops_per_step_causal: float
-    """Model FLOPs, causal attention counted where it may attend."""
+    """Model FLOPs, attention counted only where a token may attend."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +83,8 @@ class Functions:
     abstract_batch: dict[str, jax.ShapeDtypeStruct]
     init: Callable[[], State]
     step: Step
-    loss: Loss
+    sums: Callable[[Any, Batch], dict[str, Array]]
+    """parameters, batch -> the objective's sums, without dropout; jitted."""
     gradient: Gradient
     """Of the summed loss, over as many micro-batches as the step takes."""
 
@@ -85,17 +98,16 @@ def functions(experiment: Experiment, mesh: Mesh | None = None) -> Functions:
     if mesh is None:
         sharding = experiment.sharding
         mesh = make_mesh(sharding.data, sharding.fsdp, sharding.tensor, sharding.sequence)
-    model, data = experiment.model, experiment.data
+    model, objective = experiment.model, experiment.objective
     module = model.build()
     schedule = experiment.schedule.build(experiment.steps)
     optimizer = experiment.optimizer.build(schedule)
-    example = jax.ShapeDtypeStruct((1, data.length), jnp.int32)
-
-    def parameters(key: Array) -> Any:
-        return module.init(key, jnp.zeros(example.shape, example.dtype))["params"]
-
     init = functools.partial(
-        initialise, parameters, optimizer, seed=experiment.seed, ema=experiment.ema is not None
+        initialise,
+        functools.partial(_parameters, experiment),
+        optimizer,
+        seed=experiment.seed,
+        ema=experiment.ema is not None,
     )
     shapes = jax.eval_shape(init)
     shardings = state_shardings(STRATEGIES[experiment.sharding.strategy], shapes, shapes.params, mesh)
@@ -109,7 +121,7 @@ def functions(experiment: Experiment, mesh: Mesh | None = None) -> Functions:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # tells the modules where activations lie
             return module.apply(*args, **kwargs)
 
-    loss = causal_lm(apply, experiment.z_loss)
+    loss = objective.loss(apply)
     gradient = (
         accumulated_gradient(loss, experiment.accumulate)
         if experiment.accumulate > 1
@@ -124,19 +136,28 @@ def functions(experiment: Experiment, mesh: Mesh | None = None) -> Functions:
         clip=experiment.clip,
         ema=experiment.ema,
     )
-    rows = NamedSharding(mesh, BATCH)
+    batch = {
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=rows_sharding(mesh, shape))
+        for name, (shape, dtype) in experiment.data.shapes().items()
+    }
     return Functions(
         mesh=mesh,
         abstract_state=abstract,
-        abstract_batch={
-            name: jax.ShapeDtypeStruct((data.batch, data.length), dtype, sharding=rows)
-            for name, dtype in batch_dtypes().items()
-        },
+        abstract_batch=batch,
         init=jax.jit(init, out_shardings=shardings, compiler_options=_quick_to_compile(mesh)),
-        step=jax.jit(step, in_shardings=(shardings, rows), out_shardings=(shardings, None), donate_argnums=0),
-        loss=loss,
+        # Batches come placed; their shapes may differ from step to step.
+        step=jax.jit(step, in_shardings=(shardings, None), out_shardings=(shardings, None), donate_argnums=0),
+        sums=jax.jit(lambda params, batch: loss(params, batch, None)[1]),
         gradient=gradient,
     )
+
+
+def _parameters(experiment: Experiment, key: Array) -> Any:
+    """Returns freshly drawn parameters of the experiment's model."""
+    shapes = experiment.data.shapes().items()
+    row = {name: jnp.zeros((1, *shape[1:]), dtype) for name, (shape, dtype) in shapes}
+    inputs, named = experiment.objective.inputs(row)
+    return experiment.model.build().init(key, *inputs, **named)["params"]
 
 
 def _quick_to_compile(mesh: Mesh) -> dict[str, int] | None:
@@ -144,67 +165,67 @@ def _quick_to_compile(mesh: Mesh) -> dict[str, int] | None:
     return {"xla_backend_optimization_level": 1} if mesh.devices.flat[0].platform == "cpu" else None
 
 
-def batch_dtypes() -> dict[str, Any]:
-    """Returns name and dtype of the arrays of a batch."""
-    integers = dict.fromkeys(("tokens", "targets", "segments", "positions"), jnp.int32)
-    return {**integers, "weights": jnp.float32}
+def share() -> dict[str, int]:
+    """Returns which share of each batch this process reads, as the data's functions take it."""
+    return {"process_index": jax.process_index(), "process_count": jax.process_count()}
 
 
-def build(experiment: Experiment, prepared: PreparedText) -> Program:
-    """Returns the program that trains the experiment on the prepared text. Raises as ``functions`` does."""
-    from research.data.packing import train_batches, valid_batches
+def build(experiment: Experiment, prepared: Prepared, parts: Functions | None = None) -> Program:
+    """Returns the program that trains the experiment on the prepared data, from its functions.
 
-    parts = functions(experiment)
-    data = experiment.data
-    share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    place = functools.partial(place_rows, NamedSharding(parts.mesh, BATCH))
-    valid = valid_batches(
-        prepared.valid, length=data.length, batch=data.batch, limit=experiment.evaluation.batches, **share
-    )
-    tokens = data.batch * data.length
-    flops = functools.partial(experiment.model.training_flops_per_token, data.length)
+    Args:
+      experiment: the description.
+      prepared: its data.
+      parts: its functions, if they have been made.
+
+    Raises:
+      UserError: as ``functions`` does.
+    """
+    parts = functions(experiment) if parts is None else parts
+    place = functools.partial(place_rows, parts.mesh)
+    valid = prepared.valid_batches(limit=experiment.evaluation.batches, **share())
+    shapes = {name: array.shape for name, array in parts.abstract_batch.items()}
+
+    def evaluate(state: State) -> dict[str, float]:
+        found = prepared.metrics(measure(parts, state.evaluated, valid))
+        return {f"valid/{name}": value for name, value in found.items()}
+
     return Program(
         mesh=parts.mesh,
         abstract_state=parts.abstract_state,
         init=parts.init,
         step=parts.step,
-        batches=lambda: train_batches(
-            prepared.train, length=data.length, batch=data.batch, seed=experiment.seed, **share
-        ),
+        batches=lambda: prepared.train_batches(seed=experiment.seed, **share()),
         place=place,
-        evaluate=evaluation(parts.loss, valid, prepared.valid, place),
+        evaluate=evaluate,
         diagnose=diagnosis(parts.gradient, experiment.seed if experiment.model.dropout > 0.0 else None),
-        tokens_per_step=tokens,
-        flops_per_step=tokens * flops(visible=False),
-        flops_per_step_causal=tokens * flops(visible=True),
+        tokens_per_step=experiment.data.tokens_per_step,
+        flops_per_step=experiment.model.training_flops(shapes, visible=False),
+        flops_per_step_causal=experiment.model.training_flops(shapes, visible=True),
     )
 
 
-def place_rows(sharding: NamedSharding, batch: dict[str, np.ndarray]) -> Batch:
+def rows_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
+    """Returns how an array of a batch lies on a mesh: rows are split, and a length the axis divides."""
+    whole = len(shape) < 2 or shape[1] % mesh.shape["sequence"]
+    return NamedSharding(mesh, PartitionSpec(BATCH[0]) if whole else BATCH)
+
+
+def place_rows(mesh: Mesh, batch: dict[str, np.ndarray]) -> Batch:
     """Returns this process's rows of a batch as global arrays on the devices."""
+    shardings = {name: rows_sharding(mesh, rows.shape) for name, rows in batch.items()}
     if jax.process_count() == 1:
-        return jax.device_put(batch, sharding)
-    return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+        return jax.device_put(batch, shardings)
+    return {
+        name: jax.make_array_from_process_local_data(shardings[name], rows) for name, rows in batch.items()
+    }
 
 
-def evaluation(
-    loss: Loss, batches: ValidBatches, stream: TokenStream, place: Callable[[Any], Batch]
-) -> Callable[[State], dict[str, float]]:
-    """Returns state -> {"valid/loss" in nats per token, "valid/bits_per_byte" of the text}.
-
-    Bits per byte count every token, the end-of-text tokens included, over the UTF-8 bytes of the text.
-    """
-    sums = jax.jit(lambda params, batch: loss(params, batch, None)[1])
-
-    def evaluate(state: State) -> dict[str, float]:
-        parts = [
-            sums(state.evaluated, place(batch)) for batch in batches
-        ]  # all dispatched before any is fetched
-        fetched = jax.device_get(parts)
-        nats = sum(float(part["loss"]) for part in fetched) / sum(float(part["weight"]) for part in fetched)
-        return {"valid/loss": nats, "valid/bits_per_byte": nats / math.log(2) * stream.targets_per_byte}
-
-    return evaluate
+def measure(parts: Functions, params: Any, batches: Iterable[dict[str, np.ndarray]]) -> dict[str, float]:
+    """Returns the objective's sums over batches, added up in float64."""
+    # All are dispatched before any is fetched.
+    found = jax.device_get([parts.sums(params, place_rows(parts.mesh, batch)) for batch in batches])
+    return {name: sum(float(sums[name]) for sums in found) for name in found[0]}
 
 
 def diagnosis(gradient: Gradient, dropout_seed: int | None) -> Callable[[State, Batch], str]:

@@ -19,7 +19,7 @@ import json
 import math
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -53,11 +53,6 @@ class RunDirectory:
     def checkpoints(self) -> Path:
         """Directory of checkpoints."""
         return self.path / "checkpoints"
-
-    @property
-    def tokenizer(self) -> Path:
-        """Tokenizer, JSON."""
-        return self.path / "tokenizer.json"
 
     @property
     def events(self) -> Path:
@@ -119,21 +114,21 @@ class RunDirectory:
         """Returns the lines of metrics.jsonl; a line cut off by a crash is left out."""
         return list(_rows(self.metrics))
 
-    def keep_tokenizer(self, text: str) -> None:
-        """Writes tokenizer.json, or checks that it is the one the run was started with.
+    def keep(self, files: Mapping[str, str]) -> None:
+        """Writes files of the data (its tokenizer), or checks that they are those the run was started with.
 
         Raises:
-          UserError: the run has another tokenizer, so its data has changed since it was started.
+          UserError: the run has another one, so its data has changed since it was started.
         """
-        if not self.primary:
-            return
-        if not self.tokenizer.exists():
-            write_atomically(self.tokenizer, text)
-        elif self.tokenizer.read_text(encoding="utf-8") != text:
-            raise UserError(
-                f"the data of {self.path} has changed since the run began: its tokenizer.json is not the one"
-                " trained now; choose another --workdir"
-            )
+        for name, text in files.items() if self.primary else ():
+            file = self.path / name
+            if not file.exists():
+                write_atomically(file, text)
+            elif file.read_text(encoding="utf-8") != text:
+                raise UserError(
+                    f"the data of {self.path} has changed since the run began: its {name} is not the one"
+                    " made now; choose another --workdir"
+                )
 
 
 def ranking(metrics: dict[str, float]) -> float:

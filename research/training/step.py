@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Key, PRNGKeyArray
 
-from research.objectives.causal_lm import Batch, Loss
+from research.objectives.objective import Batch, Loss
 from research.training.state import State
 
 PURPOSES = {"parameters": 0, "dropout": 1}
@@ -113,7 +113,7 @@ def descent(
         with jax.numpy_dtype_promotion("standard"):
             rate = jnp.asarray(schedule(state.step), jnp.float32)
         metrics = {
-            "train/loss": sums["loss"] / weight,
+            **{f"train/{name}": value / weight for name, value in sums.items() if name != "weight"},
             "train/gradient_norm": norm,
             "train/learning_rate": rate,
             "ok": ok,

@@ -30,10 +30,11 @@ def summary(experiment: Experiment, parts: Functions | None = None) -> dict[str,
       UserError: the mesh does not fit the devices, or the strategy does not fit the parameters.
     """
     parts = functions(experiment) if parts is None else parts
-    length, tokens = experiment.data.length, experiment.data.length * experiment.data.batch
+    tokens = experiment.data.tokens_per_step
+    shapes = {name: array.shape for name, array in parts.abstract_batch.items()}
     flops = {
-        "full": experiment.model.training_flops_per_token(length, visible=False),
-        "visible": experiment.model.training_flops_per_token(length, visible=True),
+        "full": experiment.model.training_flops(shapes, visible=False),
+        "visible": experiment.model.training_flops(shapes, visible=True),
     }
     table = sharding_table(parts.abstract_state.params)
     sizes = {row["path"]: math.prod(row["shape"]) for row in table}
@@ -44,8 +45,8 @@ def summary(experiment: Experiment, parts: Functions | None = None) -> dict[str,
         "mesh": dict(parts.mesh.shape),
         "parameters": {"total": sum(sizes.values()), "without_embeddings": sum(sizes.values()) - embeddings},
         "tokens_per_step": tokens,
-        "flops_per_token": flops,
-        "flops_per_step": {name: tokens * value for name, value in flops.items()},
+        "flops_per_token": {name: value / tokens for name, value in flops.items()},
+        "flops_per_step": flops,
         "sharding": table,
         "memory_per_device": memory(parts),
     }

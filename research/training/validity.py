@@ -10,10 +10,12 @@ from research.attention.catalogue import Interleaved
 from research.attention.mechanisms import SlidingWindow, Softmax
 from research.attention.positions import Rotary
 from research.data.text import TextData
-from research.errors import UserError, nearest
+from research.errors import UserError
 from research.models.gpt import GPT
 from research.models.stacks import nearest_divisors
-from research.training.experiment import Checkpointing, Evaluation, Experiment
+from research.objectives.causal_lm import CausalLM
+from research.training.description import kind
+from research.training.experiment import LEARNABLE, Checkpointing, Evaluation, Experiment
 from research.training.optimizer import Adafactor, AdamW, Lion, Muon
 from research.training.schedule import Cosine, Linear, ReciprocalSqrt, WarmupStableDecay
 
@@ -51,11 +53,12 @@ _RANGES: dict[type, dict[str, Range]] = {
     TextData: {"valid_fraction": PART, "length": AT_LEAST_1, "batch": AT_LEAST_1},
     **dict.fromkeys((AdamW, Lion, Adafactor, Muon), _OPTIMIZER),
     **dict.fromkeys((Cosine, Linear, WarmupStableDecay, ReciprocalSqrt), _SCHEDULE),
+    CausalLM: {"z_loss": AT_LEAST_0},
     Evaluation: dict.fromkeys(("every", "batches"), AT_LEAST_1),
     Checkpointing: dict.fromkeys(("every", "keep_last", "keep_every"), AT_LEAST_1),
     Experiment: {
         **dict.fromkeys(("steps", "accumulate", "log_every"), AT_LEAST_1),
-        **dict.fromkeys(("samples", "z_loss"), AT_LEAST_0),
+        "samples": AT_LEAST_0,
         "seed": WORD,
         "clip": ABOVE_0,
         "ema": RATE,
@@ -82,8 +85,15 @@ def _problems(experiment: Experiment, mesh: Mapping[str, int] | None) -> Iterato
     if not experiment.name:
         yield "name is empty; it names the run directory, runs/NAME"
     yield from _out_of_range(experiment, "")
+    models, datas = LEARNABLE[type(experiment.objective)]
+    for name, value, admitted in (("model", experiment.model, models), ("data", experiment.data, datas)):
+        if not isinstance(value, admitted):
+            choices, objective = " or ".join(map(kind, admitted)), kind(type(experiment.objective))
+            yield f"objective {objective!r} needs {name} {choices}, not {kind(type(value))!r}"
+            return
     yield from experiment.model.problems()
-    yield from _data_problems(experiment)
+    yield from experiment.data.problems()
+    yield from experiment.objective.problems(experiment.model, experiment.data)
     if mesh is not None:
         yield from _mesh_problems(experiment, mesh)
 
@@ -98,22 +108,8 @@ def _out_of_range(description: Any, prefix: str) -> Iterator[str]:
             yield f"{prefix}{field.name} is {value}; it must be {phrase}"
 
 
-def _data_problems(experiment: Experiment) -> Iterator[str]:
-    data, model = experiment.data, experiment.model
-    sources = ("standard-library", "files", "tfds:NAME")
-    if data.source not in sources[:2] and not data.source.startswith("tfds:"):
-        yield f"data.source {data.source!r} is unknown{nearest(data.source, sources)}"
-    if data.path is not None and data.source != "files":
-        yield f"data.path is for data.source 'files' only, not for {data.source!r}; add --data.source files"
-    if data.length > model.context:
-        yield (
-            f"data.length {data.length} is longer than model.context {model.context}; "
-            f"the longest possible is {model.context}"
-        )
-
-
 def _mesh_problems(experiment: Experiment, mesh: Mapping[str, int]) -> Iterator[str]:
-    batch, length = experiment.data.batch, experiment.data.length
+    batch = experiment.data.batch
     shards = mesh["data"] * mesh["fsdp"]
     parts = shards * experiment.accumulate
     if batch % parts:
@@ -123,6 +119,7 @@ def _mesh_problems(experiment: Experiment, mesh: Mapping[str, int]) -> Iterator[
             f"{experiment.accumulate} micro-batches (accumulate); nearest: "
             + (f"{below} or {above}" if below else f"{above}")
         )
+    length = getattr(experiment.data, "length", 0)  # in data of one length, it is split too
     if length % mesh["sequence"]:
         yield (
             f"mesh axis sequence {mesh['sequence']} does not divide data.length {length}; "

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research.objectives.causal_lm import causal_lm, cross_entropy
+from research.objectives.causal_lm import CausalLM
+from research.objectives.objective import cross_entropy
 
 BATCH, LENGTH, VOCABULARY = 3, 5, 7
 
@@ -41,7 +42,7 @@ def table_model(variables, tokens, place, *, key):
 
 
 def loss_of(z_loss: float):
-    loss = causal_lm(table_model, z_loss)
+    loss = CausalLM(z_loss).loss(table_model)
     return jax.jit(lambda logits, batch: loss(logits, batch, None))
 
 

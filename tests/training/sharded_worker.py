@@ -22,6 +22,7 @@ from research.data.stream import TokenStream
 from research.data.text import TextData
 from research.errors import UserError
 from research.models.gpt import GPT
+from research.objectives.causal_lm import CausalLM
 from research.scale.mesh import make_mesh
 from research.training.experiment import Experiment, Sharding
 from research.training.optimizer import Adafactor, AdamW, Muon
@@ -39,7 +40,7 @@ BASE = Experiment(
     schedule=Linear(warmup=0),
     steps=STEPS,
     ema=0.5,
-    z_loss=1e-3,
+    objective=CausalLM(z_loss=1e-3),
 )
 ROTARY = dataclasses.replace(
     BASE.model, positions=Rotary(), tied_head=False, feed_forward="swiglu", depth="unroll"
@@ -106,7 +107,7 @@ def train(experiment: Experiment, mesh) -> dict[str, Any]:
     metrics, same = [], True
     with jax.transfer_guard_device_to_device("disallow"):
         for batch in batches():
-            placed = place_rows(parts.abstract_batch["tokens"].sharding, batch)
+            placed = place_rows(parts.mesh, batch)
             same = same and all(np.array_equal(placed[name], batch[name]) for name in batch)
             state, found = step(state, placed)
             metrics.append(jax.device_get(found))

@@ -108,8 +108,8 @@ def test_left_out_fields_take_their_defaults():
         ),
         (
             {"model": {"positions": "learnt"}},
-            "experiment.model.positions: expected 'learned' or 'sinusoidal' or 'rotary' or none, found 'learnt'; "
-            "did you mean 'learned'?",
+            "experiment.model.positions: expected 'learned' or 'sinusoidal' or 'rotary' or none, "
+            "found 'learnt'; did you mean 'learned'?",
         ),
     ],
 )

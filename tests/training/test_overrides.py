@@ -8,6 +8,7 @@ import pytest
 
 from research.errors import UserError
 from research.models.gpt import GPT
+from research.objectives.causal_lm import CausalLM
 from research.training.experiment import Experiment
 from research.training.optimizer import AdamW, Muon
 from research.training.overrides import choices, leaves, override, split_options
@@ -64,18 +65,18 @@ def test_values_are_read_by_type():
         "ema": "0.9",
         "model.bias": "False",
         "data.path": "a,b",
-        "z_loss": "1",
+        "objective.z_loss": "1",
     }
     changed = override(BASE, given)
     assert (changed.model.layers, changed.clip, changed.ema) == (3, None, 0.9)
-    assert (changed.model.bias, changed.data.path, changed.z_loss) == (False, "a,b", 1.0)
+    assert (changed.model.bias, changed.data.path, changed.objective.z_loss) == (False, "a,b", 1.0)
     assert changed == dataclasses.replace(
         BASE,
         model=dataclasses.replace(BASE.model, layers=3, bias=False),
         data=dataclasses.replace(BASE.data, path="a,b"),
         clip=None,
         ema=0.9,
-        z_loss=1.0,
+        objective=CausalLM(z_loss=1.0),
     )
 
 

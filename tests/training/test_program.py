@@ -18,7 +18,7 @@ from research.models.gpt import GPT
 from research.training.experiment import Evaluation, Experiment
 from research.training.optimizer import AdamW
 from research.training.paths import path_name
-from research.training.program import build, evaluation, functions
+from research.training.program import build, functions, measure
 from research.training.schedule import Cosine
 
 TEXT = "".join(f"plus_{n} = lambda x: x + {n * n}\n" for n in range(300))
@@ -100,8 +100,8 @@ def test_validation_of_some_batches_is_of_the_first_ones(reference, prepared):
     found = build(limited, prepared).evaluate(state)
     assert found != program.evaluate(state)
     two = [valid_batches(prepared.valid, length=16, batch=8)[i] for i in range(2)]
-    expected = evaluation(functions(STILL).loss, two, prepared.valid, program.place)(state)
-    assert found == expected
+    expected = prepared.metrics(measure(functions(STILL), state.evaluated, two))
+    assert found == {f"valid/{name}": value for name, value in expected.items()}
 
 
 def test_training_learns_and_counts_its_tokens(programs):
@@ -165,8 +165,8 @@ def test_bfloat16_keeps_parameters_and_statistics_in_float32_and_stays_close(ref
         floating = [leaf for leaf in arrays(getattr(other, kind)).values() if leaf.dtype.kind not in "iu"]
         assert floating and all(leaf.dtype == np.float32 for leaf in floating)
     batch = program.place(next(program.batches()))
-    loss, sums = jax.eval_shape(functions(low).loss, other.params, batch, None)
-    assert {leaf.dtype for leaf in (loss, *sums.values())} == {np.dtype(np.float32)}
+    sums = jax.eval_shape(functions(low).sums, other.params, batch)
+    assert {leaf.dtype for leaf in sums.values()} == {np.dtype(np.float32)}
     assert program.evaluate(other)["valid/loss"] == pytest.approx(
         reference[2].evaluate(state)["valid/loss"], rel=1e-2
     )

@@ -112,10 +112,10 @@ def test_a_path_that_cannot_be_made_is_one_line(tmp_path):
 
 def test_a_tokenizer_that_differs_is_refused(tmp_path):
     directory = RunDirectory(tmp_path)
-    directory.keep_tokenizer("{}")
-    directory.keep_tokenizer("{}")
+    directory.keep({"tokenizer.json": "{}"})
+    directory.keep({"tokenizer.json": "{}"})
     with pytest.raises(UserError, match=r"data of .* has changed since the run began"):
-        directory.keep_tokenizer("{ }")
+        directory.keep({"tokenizer.json": "{ }"})
 
 
 def test_reading_something_that_is_no_run_is_one_line(tmp_path):

@@ -1,0 +1,91 @@
+"""One session of an experiment, from its description to a result."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from research.objectives.causal_lm import CausalLM
+from research.scale.mesh import make_mesh
+from research.training import language_model
+from research.training.conclusion import Conclusion
+from research.training.description import to_json
+from research.training.experiment import Experiment
+from research.training.loop import train
+from research.training.program import build, functions
+from research.training.progress import Display
+from research.training.run_directory import claim
+from research.training.validity import validate
+
+CONCLUSIONS: dict[type, Callable[..., Conclusion]] = {CausalLM: language_model.conclude}
+"""What is measured at the end, by objective: (experiment, prepared, functions, parameters, report)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a finished run came to."""
+
+    run: str
+    """Run directory."""
+    step: int
+    """Steps taken, over all sessions."""
+    seconds: float
+    """Wall-clock seconds in the training loop, over all sessions."""
+    tokens_per_second: float
+    """Mean of this session."""
+    validation: dict[str, float]
+    """Metrics on the validation data, "loss" in nats among them."""
+    conclusion: Conclusion
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the result as JSON values."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        del fields["conclusion"]
+        return {**fields, **self.conclusion.values}
+
+
+def run(
+    experiment: Experiment,
+    directory: Path,
+    *,
+    profile: tuple[int, int] | None = None,
+    report: Callable[[str], None] = lambda message: None,
+) -> Result:
+    """Trains an experiment in a run directory, or goes on with the run that is there.
+
+    Args:
+      experiment: what to train.
+      directory: run directory; made if it is not there.
+      profile: (first, end) steps to trace.
+      report: receives messages.
+
+    Raises:
+      UserError: the description does not hold together or does not fit the devices, the data cannot be read,
+        the run directory is in use or of another experiment, the disk is full, or the loss is not finite.
+      StoppedError: SIGTERM or Ctrl-C; everything is saved.
+    """
+    sharding = experiment.sharding
+    mesh = make_mesh(sharding.data, sharding.fsdp, sharding.tensor, sharding.sequence)
+    validate(experiment, mesh.shape)
+    # Everything the user can still get wrong comes before the run directory: a mistake leaves none behind.
+    prepared = experiment.data.prepare(vocabulary=experiment.model.vocabulary, report=report)
+    parts = functions(experiment, mesh)
+    program = build(experiment, prepared, parts)
+    program.batches()
+    with claim(directory, to_json(experiment), primary=jax.process_index() == 0) as owned:
+        owned.keep(prepared.files())
+        outcome = train(program, experiment, owned, display=Display(), profile=profile)
+        conclude = CONCLUSIONS[type(experiment.objective)]
+        conclusion = conclude(experiment, prepared, parts, outcome.state.evaluated, report)
+    return Result(
+        run=str(directory),
+        step=outcome.step,
+        seconds=outcome.seconds,
+        tokens_per_second=outcome.tokens_per_second,
+        validation=conclusion.values.get("validation", outcome.validation),
+        conclusion=conclusion,
+    )
