@@ -95,9 +95,9 @@ class Command:
     options: Options
     """Defaults of its own options."""
     target: str
-    """What its positional argument is."""
-    run: Callable[[str, Any, Mapping[str, str]], None]
-    """Called with the target, the options, and the overrides of the experiment's fields."""
+    """What its positional arguments are, one word each; the last is any number of them if it ends in "..."."""
+    run: Callable[..., None]
+    """Called with the positional arguments, ``options``, and ``overrides`` of the experiment's fields."""
     overrides: tuple[str, ...] | None = None
     """Fields of the experiment that may be overridden, as prefixes; None: all; empty: none."""
 
@@ -134,15 +134,18 @@ def _dispatch(arguments: list[str]) -> None:
 
     own = {field for field, _ in leaves(command.options)}
     targets, given = split_options(rest, flags={"json"})
-    if len(targets) != 1:
-        what = f"unexpected argument {targets[1]!r}" if targets else f"needs {command.target}"
+    needed = len(command.target.split())
+    if len(targets) < needed or (len(targets) > needed and not command.target.endswith("...")):
+        what = (
+            f"needs {command.target}" if len(targets) < needed else f"unexpected argument {targets[needed]!r}"
+        )
         raise UserError(f"{name}: {what}; usage: {_usage(name, command)}")
     overrides = {field: text for field, text in given.items() if field not in own}
     if command.overrides is not None:
         others = {f: t for f, t in overrides.items() if not f.startswith(command.overrides)}
         override(command.options, others, other_names=command.overrides)  # which raises: they are unknown
     options = override(command.options, {field: text for field, text in given.items() if field in own})
-    command.run(targets[0], options, overrides)
+    command.run(*targets, options=options, overrides=overrides)
 
 
 def _experiment(target: str, overrides: Mapping[str, str], command: Options) -> Experiment:

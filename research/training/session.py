@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -78,7 +81,10 @@ def run(
     program.batches()
     with claim(directory, to_json(experiment), primary=jax.process_index() == 0) as owned:
         owned.keep(prepared.files())
-        outcome = train(program, experiment, owned, display=Display(), profile=profile)
+        with contextlib.ExitStack() as stack:
+            # One process speaks for all.
+            stream = sys.stderr if owned.primary else stack.enter_context(open(os.devnull, "w"))
+            outcome = train(program, experiment, owned, display=Display(stream), profile=profile)
         conclude = CONCLUSIONS[type(experiment.objective)]
         conclusion = conclude(experiment, prepared, parts, outcome.state.evaluated, report)
     return Result(
