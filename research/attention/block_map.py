@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -66,3 +68,81 @@ def spans(tokens: Tokens, size: int) -> Span:
         segments.max(-1),
         ~real.all(-1),
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Visits:
+    """Which blocks of keys each block of queries reads, full ones first.
+
+    NumPy arrays where this is known when the program is built.
+    """
+
+    order: Int[AnyArray, "rows q_blocks kv_blocks"]
+    """Blocks of keys, those to visit in front."""
+    full: Int[AnyArray, "rows q_blocks"]
+    """How many of them the mask admits throughout: no mask is needed there."""
+    count: Int[AnyArray, "rows q_blocks"]
+    """How many of them are visited at all."""
+
+    @property
+    def known(self) -> bool:
+        """Whether they are known when the program is built."""
+        return isinstance(self.count, np.ndarray)
+
+
+def visits(
+    mask: Mask,
+    q: Tokens,
+    kv: Tokens,
+    q_block: int,
+    kv_block: int,
+    *,
+    rows: int,
+    dynamic: bool,
+) -> Visits:
+    """Returns the blocks to visit, for every ``rows`` rows of the batch together, or for all rows alike.
+
+    Positions that are NumPy arrays must be 0, 1, 2 …. Without ``dynamic`` only they are used, never arrays.
+    """
+    known = isinstance(q.positions, np.ndarray) and isinstance(kv.positions, np.ndarray)
+    segments = q.segments is not None or kv.segments is not None
+    if known and not segments:
+        kinds = block_map(mask, q.length, kv.length, q_block, kv_block)[None]
+        return _listed(kinds == FULL, kinds != EMPTY)
+    shape = (1, -(-q.length // q_block), -(-kv.length // kv_block))
+    if not dynamic:
+        may, must = np.ones((1, 1, 1), bool), np.zeros((1, 1, 1), bool)
+        if known:
+            may, must = mask.bounds(_of_any_document(q, q_block), _of_any_document(kv, kv_block))
+        return _listed(np.broadcast_to(must, shape), np.broadcast_to(may, shape))
+    may, must = mask.bounds(spans(q, q_block), spans(kv, kv_block))
+    batch = max(may.shape[0], must.shape[0])
+    may, must = (jnp.broadcast_to(x, (batch, *shape[1:])) for x in (may, must))
+    if batch > 1:
+        may = may.reshape(-1, rows, *shape[1:]).any(1)
+        must = must.reshape(-1, rows, *shape[1:]).all(1)
+    return _listed(must, may)
+
+
+def _of_any_document(tokens: Tokens, size: int) -> Span:
+    """Returns spans that know positions only."""
+    plain = spans(Tokens(tokens.positions), size)
+    if tokens.segments is None:
+        return plain
+    unknown = np.ones(plain.first.shape, bool)
+    return dataclasses.replace(
+        plain,
+        first_segment=np.ones(plain.first.shape, np.int32),
+        last_segment=np.full(plain.first.shape, ABSENT, np.int32),
+        padded=unknown,
+    )
+
+
+def _listed(
+    full: Bool[AnyArray, "rows q_blocks kv_blocks"], some: Bool[AnyArray, "rows q_blocks kv_blocks"]
+) -> Visits:
+    """Returns the blocks by kind: full, partial, empty, each in order."""
+    xp: Any = np if isinstance(some, np.ndarray) and isinstance(full, np.ndarray) else jnp
+    order = xp.argsort(2 - full.astype(np.int32) - some.astype(np.int32), axis=-1, stable=True)
+    full, count = (x.sum(-1, dtype=np.int32) for x in (full, some))
+    return Visits(order.astype(np.int32), full, count)

@@ -16,23 +16,41 @@ def _mix(x: UInt32[Array, "*shape"]) -> UInt32[Array, "*shape"]:
     return x ^ (x >> 16)
 
 
-def keep(key: Key[Array, ""], rate: float, shape: tuple[int, ...]) -> Bool[Array, "*shape"]:
+def keep(
+    key: Key[Array, ""],
+    rate: float,
+    shape: tuple[int, ...],
+    *,
+    start: tuple[jax.typing.ArrayLike, ...] | None = None,
+    size: tuple[int, ...] | None = None,
+) -> Bool[Array, "*shape"]:
     """Returns independent booleans that are False with probability ``rate``.
 
     Each is a hash of the key and of the element's index (two rounds, one per word of the key): a handful of
     integer operations that fuse into whatever uses them, where a cipher such as Threefry would dominate a
     step on a CPU.
 
+    Args:
+      key: key of the dropout.
+      rate: probability of False.
+      shape: shape of the whole array.
+      start: index of the first element of the tile that is wanted; None: the array itself.
+      size: shape of that tile.
+
     Raises:
       ValueError: the array has 2^32 elements or more, so that indices would repeat.
     """
     if math.prod(shape) >= 2**32:
         raise ValueError(f"dropout over {shape}: at most 2^32 - 1 elements")
+    size = shape if size is None else size
     first, second = jax.random.key_data(key)
-    index = jnp.zeros(shape, jnp.uint32)
+    index = jnp.zeros(size, jnp.uint32)
     stride = 1
     for axis in reversed(range(len(shape))):
-        index = index + jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride)
+        place = jax.lax.broadcasted_iota(jnp.uint32, size, axis)
+        if start is not None:
+            place = place + jnp.asarray(start[axis]).astype(jnp.uint32)
+        index = index + place * jnp.uint32(stride)
         stride *= shape[axis]
     bits = _mix(_mix(index ^ first) ^ second)
     return bits >= jnp.uint32(round(rate * 2**32))
