@@ -95,7 +95,7 @@ class Command:
     options: Options
     """Defaults of its own options."""
     target: str
-    """What its positional arguments are, one word each; the last is any number of them if it ends in "..."."""
+    """What its positional arguments are, one word each; one that ends in "..." is any number of them."""
     run: Callable[..., None]
     """Called with the positional arguments, ``options``, and ``overrides`` of the experiment's fields."""
     overrides: tuple[str, ...] | None = None
