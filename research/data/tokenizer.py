@@ -123,6 +123,10 @@ class Tokenizer:
             raise UserError(f"{name} is not a tokenizer.json: {error}") from None
         return cls(backend)
 
+    def name_of(self, token: int) -> str:
+        """Returns a token as its vocabulary writes it."""
+        return str(self._backend.id_to_token(token))
+
     def to_json(self) -> str:
         """Returns the tokenizer as the text of a ``tokenizer.json``."""
         return self._backend.to_str(pretty=False)

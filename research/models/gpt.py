@@ -60,6 +60,8 @@ class GPT:
     """Positional encoding."""
     norm: Literal["layer", "rms"] = "layer"
     """Normalisation before each sub-layer and before the head."""
+    norm_epsilon: float = 1e-5
+    """Added to the variance before its root is taken."""
     bias: bool = True
     """Biases in linear layers and LayerNorm."""
     logit_soft_cap: float | None = None
@@ -81,7 +83,7 @@ class GPT:
     def geometry(self) -> Geometry:
         """Sizes of an attention layer."""
         kv_heads = self.heads if self.kv_heads is None else self.kv_heads
-        return Geometry(self.width, self.heads, kv_heads, self.width // self.heads)
+        return Geometry(self.width, self.heads, kv_heads, self.width // self.heads, self.context)
 
     @property
     def hidden(self) -> int:
@@ -107,7 +109,7 @@ class GPT:
             # Residual projections shrink with depth (Radford et al., 2019, section 2.3).
             output_stddev=0.02 / math.sqrt(2 * self.layers),
         )
-        block = BlockSpec(attention, self.hidden, self.feed_forward, self.norm, self.bias)
+        block = BlockSpec(attention, self.hidden, self.feed_forward, self.norm, self.bias, self.norm_epsilon)
         return with_pattern(block, self.attention, self.positions)
 
     def matmul_parameters(self) -> int:
@@ -171,7 +173,7 @@ class GPTModule(nn.Module):
         x, layers = Stack(gpt.specs(), gpt.layers, gpt.depth, gpt.remat, name="stack")(
             x, Context(tokens=place, slots=slots), layers, stack_key
         )
-        x = placed(Norm(gpt.norm, gpt.bias, name="final_norm")(placed(x)))
+        x = placed(Norm(gpt.norm, gpt.bias, gpt.norm_epsilon, name="final_norm")(placed(x)))
         if gpt.tied_head:
             logits = embedding.attend(x)
         else:

@@ -93,7 +93,7 @@ class Checkpoints:
         self,
         step: int,
         state: Any,
-        batches: grain.DatasetIterator | grain.DataLoaderIterator,
+        batches: grain.DatasetIterator | grain.DataLoaderIterator | None,
         record: Mapping[str, Any],
         metrics: Mapping[str, float],
     ) -> None:
@@ -102,7 +102,7 @@ class Checkpoints:
         Args:
           step: the step that the state is the result of.
           state: pytree of arrays.
-          batches: the data iterator, exactly ``step`` batches on.
+          batches: the data iterator, exactly ``step`` batches on; None for a state that no training led to.
           record: what to keep beside the arrays, as JSON.
           metrics: validation metrics of this very state; empty if it was not evaluated.
 
@@ -114,13 +114,18 @@ class Checkpoints:
 
         self.wait()
         record = {"format": FORMAT, "step": step, "versions": versions(), **record}
-        items = ocp.args.Composite(
-            state=ocp.args.PyTreeSave(state),
-            batches=grain.checkpoint.CheckpointSave(batches),
-            record=ocp.args.JsonSave(record),
-        )
+        items: dict[str, Any] = {
+            "state": ocp.args.PyTreeSave(state),
+            "record": ocp.args.JsonSave(record),
+        }
+        if batches is not None:
+            items["batches"] = grain.checkpoint.CheckpointSave(batches)
         self._saving = step
-        self._guard(lambda: self._manager.save(step, args=items, metrics=dict(metrics) or None, force=True))
+        self._guard(
+            lambda: self._manager.save(
+                step, args=ocp.args.Composite(**items), metrics=dict(metrics) or None, force=True
+            )
+        )
 
     def check(self) -> None:
         """Raises the error of a save that failed in the background; ``UserError`` if it is the disk's."""

@@ -1,0 +1,102 @@
+"""How a parameter of ours lies in another tool's tensors: one declarative row each, used both ways."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One of our parameters, or one layer's part of it, and the tensor that holds it.
+
+    Seen as matrices (inputs, outputs), ours is their tensor, transposed if they write (outputs, inputs), or
+    one of several equal parts of it, side by side along the outputs.
+    """
+
+    ours: str
+    """Path in our parameters; below the stack's blocks for a row of a layer."""
+    theirs: str
+    """Name of the tensor, "{layer}" standing for the number of the layer."""
+    inputs: int = 1
+    """Leading axes of ours that are inputs (2 for the attention output's heads x head width); 0: a vector."""
+    transposed: bool = False
+    """Whether theirs is (outputs, inputs)."""
+    part: int = 0
+    """Which of the parts it is."""
+    parts: int = 1
+    """Equal parts that their tensor is cut into."""
+
+    def read(self, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """Returns our parameter, in our ``shape``, from their tensor.
+
+        Raises:
+          ValueError: the tensor's shape is not ``expected(shape)``.
+        """
+        if tensor.shape != self.expected(shape):
+            raise ValueError(f"{self.theirs}: {tensor.shape} instead of {self.expected(shape)}")
+        matrix = tensor.T if self.transposed else tensor
+        return np.split(matrix, self.parts, axis=-1)[self.part].reshape(shape)
+
+    def write(self, ours: np.ndarray) -> np.ndarray:
+        """Returns our parameter as (its part of) their tensor, before parts are joined and transposed."""
+        return ours.reshape(self._matrix(ours.shape))
+
+    def join(self, parts: list[np.ndarray]) -> np.ndarray:
+        """Returns their tensor from the parts that ``write`` gave, in order."""
+        matrix = np.concatenate(parts, axis=-1)
+        return np.ascontiguousarray(matrix.T if self.transposed else matrix)
+
+    def expected(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Returns the shape of their tensor, given that of our parameter."""
+        *rows, columns = self._matrix(shape)
+        matrix = (*rows, columns * self.parts)
+        return matrix[::-1] if self.transposed else matrix
+
+    def _matrix(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        if self.inputs == 0:
+            return (math.prod(shape),)
+        return math.prod(shape[: self.inputs]), math.prod(shape[self.inputs :])
+
+
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """Where a parameter of ours is found: one row, or one row per layer of a stacked parameter."""
+
+    path: str
+    rows: tuple[tuple[Row, str], ...]
+    """Row and name of the tensor, for each layer; of one element if the parameter is not stacked."""
+    stacked: bool
+
+    def read(self, tensor: Callable[[str], np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+        """Returns the parameter; ``tensor`` gives their tensors by name, one at a time."""
+        if not self.stacked:
+            ((row, name),) = self.rows
+            return row.read(tensor(name), shape)
+        out: np.ndarray | None = None
+        for layer, (row, name) in enumerate(self.rows):
+            part = row.read(tensor(name), shape[1:])
+            out = np.empty(shape, part.dtype) if out is None else out
+            out[layer] = part
+        assert out is not None
+        return out
+
+
+def slots(root: tuple[Row, ...], block: tuple[Row, ...], layers: int, below: str) -> dict[str, Slot]:
+    """Returns where each of our parameters is found, by path.
+
+    Args:
+      root: rows of parameters that occur once.
+      block: rows of the parameters of a layer.
+      layers: number of layers.
+      below: path of the stack's blocks, "stack/blocks".
+    """
+    found = {row.ours: Slot(row.ours, ((row, row.theirs),), False) for row in root}
+    for row in block:
+        path = f"{below}/{row.ours}"
+        names = tuple((row, row.theirs.format(layer=layer)) for layer in range(layers))
+        found[path] = Slot(path, names, True)
+    return found
