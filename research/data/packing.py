@@ -124,7 +124,7 @@ def train_batches(
     Raises:
       UserError: the stream is too small for one batch, or the batch does not divide over the processes.
     """
-    rows = _share(batch, process_index, process_count)
+    rows = share_of_process(batch, process_index, process_count)
     source = TrainSource(stream, length=length, batch=batch, seed=seed, rows=rows)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     return iter(grain.MapDataset.source(source).to_iter_dataset(options))
@@ -140,11 +140,12 @@ def valid_batches(
     process_count: int = 1,
 ) -> ValidBatches:
     """Returns the validation batches, in order, at most ``limit``; other arguments as for `train_batches`."""
-    rows = _share(batch, process_index, process_count)
+    rows = share_of_process(batch, process_index, process_count)
     return ValidBatches(stream, length=length, batch=batch, limit=limit, rows=rows)
 
 
-def _share(batch: int, process_index: int, process_count: int) -> slice:
+def share_of_process(batch: int, process_index: int, process_count: int) -> slice:
+    """Returns which rows of a batch a process reads; ``UserError`` if it does not divide."""
     if batch % process_count:
         raise UserError(
             f"a batch of {batch} does not divide over {process_count} processes; change data.batch"

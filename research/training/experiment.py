@@ -9,19 +9,30 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from research.data.associative_recall import AssociativeRecall
+from research.data.bitext import Bitext
+from research.data.induction import Induction
+from research.data.list_operations import ListOperations
 from research.data.text import TextData
 from research.models.gpt import GPT
+from research.models.transformer import Transformer
 from research.objectives.causal_lm import CausalLM
+from research.objectives.recall import Recall
+from research.objectives.translation import Translation
 from research.training.optimizer import AdamW, Optimizer
 from research.training.schedule import Cosine, Schedule
 
-Model = GPT
+Model = GPT | Transformer
 """Networks that can be trained."""
-Data = TextData
+Data = TextData | Bitext | AssociativeRecall | Induction | ListOperations
 """What they can be trained on."""
-Objective = CausalLM
+Objective = CausalLM | Translation | Recall
 """What they can learn."""
-LEARNABLE: dict[type, tuple[tuple[type, ...], tuple[type, ...]]] = {CausalLM: ((GPT,), (TextData,))}
+LEARNABLE: dict[type, tuple[tuple[type, ...], tuple[type, ...]]] = {
+    CausalLM: ((GPT,), (TextData,)),
+    Recall: ((GPT,), (AssociativeRecall, Induction, ListOperations)),
+    Translation: ((Transformer,), (Bitext,)),
+}
 """For each objective: the models that can learn it, and the data that it can be learned from."""
 
 

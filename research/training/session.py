@@ -13,8 +13,9 @@ from typing import Any
 import jax
 
 from research.objectives.causal_lm import CausalLM
+from research.objectives.recall import Recall
 from research.scale.mesh import make_mesh
-from research.training import language_model
+from research.training import language_model, recall
 from research.training.conclusion import Conclusion
 from research.training.description import to_json
 from research.training.experiment import Experiment
@@ -24,7 +25,10 @@ from research.training.progress import Display
 from research.training.run_directory import claim
 from research.training.validity import validate
 
-CONCLUSIONS: dict[type, Callable[..., Conclusion]] = {CausalLM: language_model.conclude}
+CONCLUSIONS: dict[type, Callable[..., Conclusion]] = {
+    CausalLM: language_model.conclude,
+    Recall: recall.conclude,
+}
 """What is measured at the end, by objective: (experiment, prepared, functions, parameters, report)."""
 
 

@@ -7,13 +7,20 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from research.attention.catalogue import Interleaved
-from research.attention.mechanisms import SlidingWindow, Softmax
-from research.attention.positions import Rotary
+from research.attention.mechanisms import Differential, Forgetting, Latent, SlidingWindow, Softmax
+from research.attention.positions import NTK, Interpolation, RelativeBias, Rotary, YaRN
+from research.attention.sparse_mechanisms import BigBird, Longformer, SparseTransformer
+from research.data.associative_recall import AssociativeRecall
+from research.data.bitext import Bitext
+from research.data.induction import Induction
+from research.data.list_operations import ListOperations
 from research.data.text import TextData
 from research.errors import UserError
 from research.models.gpt import GPT
 from research.models.stacks import nearest_divisors
+from research.models.transformer import Transformer
 from research.objectives.causal_lm import CausalLM
+from research.objectives.translation import Translation
 from research.training.description import kind
 from research.training.experiment import LEARNABLE, Checkpointing, Evaluation, Experiment
 from research.training.optimizer import Adafactor, AdamW, Lion, Muon
@@ -39,7 +46,16 @@ _OPTIMIZER = {
     "epsilon": ABOVE_0,
     "weight_decay": AT_LEAST_0,
 }
-_ATTENTION = {"soft_cap": ABOVE_0, "window": AT_LEAST_1}
+_ATTENTION = {
+    "soft_cap": ABOVE_0,
+    **dict.fromkeys(("window", "dilation", "block", "stride", "summary"), AT_LEAST_1),
+    **dict.fromkeys(("global_tokens", "global_blocks", "random_blocks"), AT_LEAST_0),
+    **dict.fromkeys(("rank", "query_rank", "rotary_dim"), AT_LEAST_1),
+    "initial": RATE,
+    "seed": WORD,
+}
+_SOFTMAX = (Softmax, SlidingWindow, Differential, Forgetting, Latent, Longformer, BigBird, SparseTransformer)
+_SCALING = {"factor": AT_LEAST_1, "context": AT_LEAST_1, "fast": ABOVE_0, "slow": ABOVE_0}
 _RANGES: dict[type, dict[str, Range]] = {
     GPT: {
         **dict.fromkeys(("vocabulary", "context", "layers", "width", "heads", "kv_heads"), AT_LEAST_1),
@@ -47,10 +63,35 @@ _RANGES: dict[type, dict[str, Range]] = {
         "logit_soft_cap": ABOVE_0,
         "dropout": RATE,
     },
-    **dict.fromkeys((Softmax, SlidingWindow), _ATTENTION),
+    **dict.fromkeys(_SOFTMAX, _ATTENTION),
     Interleaved: dict.fromkeys(("firsts", "seconds"), AT_LEAST_1),
     Rotary: {"base": ABOVE_0},
+    **dict.fromkeys((Interpolation, NTK, YaRN), _SCALING),
+    RelativeBias: dict.fromkeys(("buckets", "max_distance"), AT_LEAST_1),
     TextData: {"valid_fraction": PART, "length": AT_LEAST_1, "batch": AT_LEAST_1},
+    AssociativeRecall: {
+        **dict.fromkeys(("vocabulary", "length", "pairs", "batch", "valid_batches"), AT_LEAST_1),
+        "power": ABOVE_0,
+    },
+    Induction: dict.fromkeys(
+        ("symbols", "length", "questions", "test_rows", "batch", "valid_batches"), AT_LEAST_1
+    ),
+    ListOperations: {
+        **dict.fromkeys(("min_length", "max_length", "train_rows", "valid_rows", "batch"), AT_LEAST_1),
+        **dict.fromkeys(("depth", "arguments"), ("at least 2", lambda x: x >= 2)),
+        "draw_seed": WORD,
+    },
+    Transformer: {
+        **dict.fromkeys(("vocabulary", "context", "layers", "decoder_layers", "width", "heads"), AT_LEAST_1),
+        **dict.fromkeys(("kv_heads", "feed_forward_width"), AT_LEAST_1),
+        "dropout": RATE,
+    },
+    Bitext: {
+        "valid_fraction": PART,
+        "ratio": ("at least 1", lambda x: x >= 1),
+        **dict.fromkeys(("length", "batch_tokens", "buckets", "rows_multiple"), AT_LEAST_1),
+    },
+    Translation: {"label_smoothing": RATE},
     **dict.fromkeys((AdamW, Lion, Adafactor, Muon), _OPTIMIZER),
     **dict.fromkeys((Cosine, Linear, WarmupStableDecay, ReciprocalSqrt), _SCHEDULE),
     CausalLM: {"z_loss": AT_LEAST_0},
