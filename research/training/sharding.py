@@ -20,7 +20,11 @@ _HIDDEN = "(up|gate)"
 FSDP_TENSOR: Table = (
     (r"token_embedding/table$", P("tensor", "fsdp")),
     (r"position_embedding/table$", P(None, "fsdp")),
-    (r"head/kernel$", P("fsdp", "tensor")),
+    (r"type_embedding/table$", P(None, "fsdp")),
+    (r"(pair_head|class_head)/kernel$", P("fsdp", None)),
+    (r"(pair_head|class_head)/bias$", P()),
+    (r"(token_head|pooler|transform)/bias$", P("tensor")),
+    (r"(head|pooler|transform)/kernel$", P("fsdp", "tensor")),
     (r"query/kernel$", P(None, "fsdp", "tensor", None)),
     (r"query/bias$", P(None, "tensor", None)),
     (r"(key|value)/kernel$", P(None, "fsdp", "tensor?", None)),
@@ -31,7 +35,9 @@ FSDP_TENSOR: Table = (
     (rf"{_HIDDEN}/bias$", P(None, "tensor")),
     (r"down/kernel$", P(None, "tensor", "fsdp")),
     (r"down/bias$", P(None, "fsdp")),
-    (r"(norm/(scale|bias)|(query|key)_scale)$", P()),
+    (r"(query_)?latent/kernel$", P(None, "fsdp", None)),
+    (r"forget/kernel$", P(None, "fsdp", "tensor?")),
+    (r"(norm/(scale|bias)|(query|key|pair)_scale|sink|relative_bias|forget/bias|lambda_\w+)$", P()),
 )
 
 
