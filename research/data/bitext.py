@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from research.data.buckets import Bucket, TokenPairs, plan
+from research.data.buckets import Bucket, OrderedPairBatches, PairBatch, TokenPairs, plan, train_batches
 from research.data.cache import build_once, cache_directory, content_hash
 from research.data.parallel import Multi30kText, NamedTranslation, Pair, ParallelFiles, ParallelSource
 from research.data.tokenizer import Tokenizer
@@ -17,7 +19,6 @@ from research.errors import UserError, nearest
 
 _FORMAT = 1
 """Part of every cache key: raise it when what is cached changes."""
-_JSON = "tokenizer.json"
 _BATCH = 1 << 14
 """Pairs tokenised at once."""
 
@@ -37,6 +38,28 @@ class PreparedBitext:
     train: TokenPairs
     valid: TokenPairs
     buckets: tuple[Bucket, ...]
+
+    def files(self) -> dict[str, str]:
+        """Returns what a run must keep to read its text again: contents by file name."""
+        return {Tokenizer.FILE: self.tokenizer.to_json()}
+
+    def train_batches(self, *, seed: int, process_index: int, process_count: int) -> Any:
+        """Returns endless shuffled batches, a Grain iterator (see `research.data.buckets.train_batches`)."""
+        share = {"process_index": process_index, "process_count": process_count}
+        return train_batches(self.train, self.buckets, seed=seed, **share)
+
+    def valid_batches(
+        self, *, limit: int | None = None, process_index: int, process_count: int
+    ) -> Sequence[PairBatch]:
+        """Returns the validation batches, in order, at most ``limit``."""
+        batches = OrderedPairBatches(self.valid, self.buckets, rows=slice(process_index, None, process_count))
+        return batches if limit is None else [batches[i] for i in range(min(limit, len(batches)))]
+
+    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """Returns "loss" in nats per target token and "bits_per_byte" of the target text."""
+        nats = sums["loss"] / sums["weight"]
+        per_byte = self.valid.target_tokens / self.valid.target_bytes
+        return {"loss": nats, "bits_per_byte": nats / math.log(2) * per_byte}
 
 
 @dataclasses.dataclass
@@ -83,7 +106,7 @@ class Bitext:
     """Multi30k in its owners' lower-cased tokenised form, on which most figures are published."""
     tokenizer: str = "bpe"
     """"bpe" (byte-level, trained on both sides of the training text), or the path of a tokenizer.json."""
-    length: int = 128
+    length: int = 64
     """Longest sentence, in tokens with the end of text; longer training pairs are left out (and counted)."""
     ratio: float | None = 9.0
     """Largest ratio of the lengths of a training pair, in tokens; default: any."""
@@ -93,6 +116,37 @@ class Bitext:
     """Shapes of batches, by length; each is compiled once."""
     rows_multiple: int = 8
     """Pairs of a batch come in multiples of this, so that they divide over devices."""
+
+    @property
+    def batch(self) -> int:
+        """What the rows of every batch are a multiple of."""
+        return self.rows_multiple
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of a batch on either side, padding included, over all devices."""
+        return self.batch_tokens
+
+    def shapes(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Returns shape and dtype of the arrays of a batch of the longest pairs, over all devices."""
+        rows = max(self.batch_tokens // self.length // self.rows_multiple, 1) * self.rows_multiple
+        return {
+            name: ((rows, self.length), "float32" if name == "weights" else "int32")
+            for name in PairBatch.__annotations__
+        }
+
+    def load_tokenizer(self, directory: Path) -> Tokenizer:
+        """Returns the tokenizer that a run keeps in ``directory``."""
+        return Tokenizer.load(directory / Tokenizer.FILE)
+
+    def problems(self) -> Iterator[str]:
+        """Yields what does not fit together, each as one clear sentence."""
+        if self.rows_multiple * self.length > self.batch_tokens:
+            yield (
+                f"data.batch_tokens {self.batch_tokens} has no room for {self.rows_multiple} pairs "
+                f"(data.rows_multiple) of data.length {self.length}; the least that has is "
+                f"{self.rows_multiple * self.length}"
+            )
 
     def open(self) -> ParallelSource:
         """Returns the text that the description names; UserError where it does not hold together."""
@@ -136,9 +190,9 @@ class Bitext:
         if tokenizer is None and self.tokenizer == "bpe":
             directory = build_once(
                 cache_directory() / "tokenizers" / content_hash("bitext", split, vocabulary),
-                lambda d: self._train_tokenizer(text, vocabulary, report).save(d / _JSON),
+                lambda d: self._train_tokenizer(text, vocabulary, report).save(d / Tokenizer.FILE),
             )
-            tokenizer = Tokenizer.load(directory / _JSON)
+            tokenizer = Tokenizer.load(directory / Tokenizer.FILE)
         elif tokenizer is None:
             tokenizer = Tokenizer.load(self.tokenizer)
         if tokenizer.vocabulary > vocabulary:
@@ -160,11 +214,6 @@ class Bitext:
         return PreparedBitext(tokenizer, train, valid, tuple(buckets))
 
     def _check(self, tokenizer: Tokenizer | None) -> None:
-        for name in ("length", "batch_tokens", "buckets", "rows_multiple"):
-            if getattr(self, name) < 1:
-                raise UserError(f"data.{name} is {getattr(self, name)}; it should be at least 1")
-        if not 0 < self.valid_fraction < 1:
-            raise UserError(f"data.valid_fraction is {self.valid_fraction}; it should be between 0 and 1")
         if tokenizer is None and self.tokenizer != "bpe" and not Path(self.tokenizer).is_file():
             raise UserError(
                 f"data.tokenizer {self.tokenizer!r} is no file and no kind of tokenizer"

@@ -125,15 +125,15 @@ def named_builder(name: str) -> tfds.core.DatasetBuilder:
         raise UserError(f"tfds:{name}: {str(error).splitlines()[0]}") from None
 
 
-def prepare(builder: tfds.core.DatasetBuilder, name: str) -> None:
-    """Downloads and prepares a data set unless that is done, with progress on standard error.
+def prepare(builder: tfds.core.DatasetBuilder, name: str, *, quiet: bool = False) -> None:
+    """Downloads and prepares a data set unless that is done, with progress on standard error or ``quiet``.
 
     Raises:
       UserError: it cannot be downloaded or prepared; the message calls it ``name``.
     """
-    tfds.enable_progress_bar()
+    (tfds.disable_progress_bar if quiet else tfds.enable_progress_bar)()
     try:
-        _prepare(builder, sys.stderr)
+        _prepare(builder, io.StringIO() if quiet else sys.stderr)
     except (OSError, ImportError, tfds.download.DownloadError) as error:
         first = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"cannot prepare {name} ({first}); it goes to {builder.data_path}") from error

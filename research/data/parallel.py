@@ -145,7 +145,7 @@ class Multi30kText(ParallelSource):
     def pairs(self, split: str) -> Iterable[Pair]:
         """Returns the pairs of a split, from the data set's copy in the cache."""
         from research.data.builder import prepare
-        from research.data.multi30k import Multi30k
+        from research.data.multi30k import ADDRESS, Multi30k
 
         languages = (self.source, self.target)
         directory = cache_directory() / "sources" / content_hash("multi30k", 1, self.fingerprint())
@@ -155,7 +155,10 @@ class Multi30kText(ParallelSource):
                 languages=languages, directory=self.directory, tokenised=self.tokenised, data_dir=data_dir
             )
 
-        build_once(directory, lambda d: prepare(make(d), f"multi30k from {self.directory or 'its address'}"))
+        place = self.directory or ADDRESS
+        build_once(
+            directory, lambda d: prepare(make(d), f"multi30k from {place}", quiet=bool(self.directory))
+        )
         return _Records(make(directory).as_data_source(split), lambda r: (r[self.source], r[self.target]))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -19,7 +19,12 @@ from research.attention.engines import EngineName
 from research.attention.masks import Tokens
 from research.attention.mechanisms import Geometry, Softmax
 from research.attention.positions import Positions, Sinusoidal
-from research.models.stacks import attention_problems, with_pattern
+from research.models.stacks import (
+    attention_problems,
+    stack_flops_per_token,
+    stack_matmul_parameters,
+    with_pattern,
+)
 from research.modules.attention import AttentionSpec
 from research.modules.block import BlockSpec, Context, Stack, empty_cache
 from research.modules.embedding import Embedding, with_positions
@@ -30,6 +35,8 @@ from research.modules.placement import placed
 
 Memory = tuple[Float[Array, "batch source_length width"], Tokens | None]
 """What the encoder made of the source, and the source's tokens."""
+Cache = tuple[tuple[Any, ...], Slots]
+"""State of the layers, and which position each slot holds."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +88,7 @@ class Transformer:
     def geometry(self) -> Geometry:
         """Sizes of an attention layer."""
         kv_heads = self.heads if self.kv_heads is None else self.kv_heads
-        return Geometry(self.width, self.heads, kv_heads, self.width // self.heads)
+        return Geometry(self.width, self.heads, kv_heads, self.width // self.heads, self.context)
 
     @property
     def hidden(self) -> int:
@@ -97,9 +104,13 @@ class Transformer:
         """Returns the Flax module."""
         return TransformerModule(self)
 
-    def empty_cache(self, batch: int, slots: int) -> tuple[tuple[Any, ...], Slots]:
+    def empty_cache(self, batch: int, slots: int) -> Cache:
         """Returns the decoder's empty decoding state for ``batch`` rows of at most ``slots`` tokens."""
         return empty_cache(self.specs("decoder"), self.decoder_depth, batch, slots, jnp.dtype(self.dtype))
+
+    def decoder(self) -> TransformerDecoder:
+        """Returns the model as decoding drives it."""
+        return TransformerDecoder(self)
 
     def specs(self, side: Literal["encoder", "decoder"]) -> tuple[BlockSpec, ...]:
         """Returns the repeating group of blocks of the encoder or the decoder."""
@@ -118,6 +129,28 @@ class Transformer:
             placement=self.placement, cross_attention=side == "decoder",
         )  # fmt: skip
         return with_pattern(block, self.attention, self.positions)
+
+    def training_flops(self, shapes: Mapping[str, tuple[int, ...]], *, visible: bool) -> float:
+        """Returns the FLOPs of a training step on a batch with arrays of these shapes.
+
+        As PaLM's appendix B counts: 6 per matrix weight and token, and three times what attention counts
+        beyond its weights; recomputation (remat) and all that is no matrix product is left out.
+
+        Args:
+          shapes: of ``source`` and ``tokens``, [batch, length].
+          visible: count only the keys that a query may see, not all.
+        """
+        (rows, source), (_, target) = shapes["source"], shapes["tokens"]
+        encoder, decoder = self.specs("encoder"), self.specs("decoder")
+        weights = source * stack_matmul_parameters(encoder, self.layers)
+        # Keys and values of the memory are made of source tokens, the rest of a decoder of target tokens.
+        of_memory = self.decoder_depth * 2 * self.width * self.geometry.kv_heads * self.geometry.head_dim
+        weights += source * of_memory + target * (self.width * self.vocabulary - of_memory)
+        weights += target * stack_matmul_parameters(decoder, self.decoder_depth)
+        beyond = source * stack_flops_per_token(encoder, self.layers, source, visible=visible)
+        beyond += target * stack_flops_per_token(decoder, self.decoder_depth, target, visible=visible)
+        beyond += target * self.decoder_depth * 4.0 * self.width * source
+        return rows * (6.0 * weights + 3.0 * beyond)
 
     def problems(self) -> Iterator[str]:
         """Yields what does not fit together, each as one clear sentence."""
@@ -206,9 +239,9 @@ class TransformerModule(nn.Module):
         memory: Memory,
         place: Tokens | None = None,
         *,
-        cache: tuple[tuple[Any, ...], Slots] | None = None,
+        cache: Cache | None = None,
         key: Key[Array, ""] | None = None,
-    ) -> tuple[Float[Array, "batch length vocabulary"], tuple[tuple[Any, ...], Slots] | None]:
+    ) -> tuple[Float[Array, "batch length vocabulary"], Cache | None]:
         """Returns logits and, when a cache is given, the cache with these tokens in it.
 
         Args:
@@ -232,3 +265,37 @@ class TransformerModule(nn.Module):
         tied = self.model.tied_head
         logits = self.token_embedding.attend(x) if tied else self.head(x).astype(jnp.float32)
         return placed(logits), None if layers is None or slots is None else (layers, slots)
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerDecoder:
+    """A Transformer as decoding drives it (see `research.inference.beam.Decoder`)."""
+
+    model: Transformer
+
+    def encode(self, params: Any, source: Int[Array, "batch source_length"], place: Tokens) -> Memory:
+        """Returns the memory of the sources."""
+        return self.model.build().apply({"params": params}, source, place, method="encode")  # type: ignore[return-value]
+
+    def empty_cache(self, batch: int, slots: int) -> Cache:
+        """Returns the decoding state before the first token."""
+        return self.model.empty_cache(batch, slots)
+
+    def step(
+        self, params: Any, tokens: Int[Array, "rows 1"], memory: Memory, place: Tokens, cache: Cache
+    ) -> tuple[Float[Array, "rows vocabulary"], Cache]:
+        """Returns the logits of the next token and the state with these tokens."""
+        logits, cache = self.model.build().apply(
+            {"params": params}, tokens, memory, place, cache=cache, method="decode"
+        )  # type: ignore[assignment, misc]
+        return logits[:, -1], cache
+
+    def take_rows(self, cache: Cache, rows: Int[Array, " rows"]) -> Cache:
+        """Returns the state of the given rows; what belongs to the memories stays where it is."""
+        layers, slots = cache
+        moved = tuple((jax.tree.map(lambda x: x[:, rows], own), of_memory) for own, of_memory in layers)
+        return moved, dataclasses.replace(slots, positions=slots.positions[rows])
+
+    def attention(self, cache: Cache) -> None:
+        """Returns None: the weights never leave the attention engine."""
+        del cache

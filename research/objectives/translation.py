@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from research.attention.masks import Tokens
-from research.objectives.objective import Batch, Loss, cross_entropy
-
-Apply = Callable[..., Float[Array, "batch length vocabulary"]]
+from research.objectives.objective import Apply, Batch, Loss, cross_entropy
 
 
 def smoothed_cross_entropy(
@@ -30,30 +29,46 @@ def smoothed_cross_entropy(
     return (1.0 - smoothing) * nats + smoothing * uniform, nats
 
 
-def translation(apply: Apply, smoothing: float = 0.0) -> Loss:
-    """Returns the loss of an encoder-decoder model.
+@dataclasses.dataclass(frozen=True)
+class Translation:
+    """Predict each target token from the whole source and the target before it.
 
-    Args:
-      apply: (params, source, tokens, source place, place, key) -> logits.
-      smoothing: share of each target's probability that is spread over the vocabulary.
-
-    The loss takes batches of ``source``, ``source_segments``, ``tokens``, ``targets``, ``segments``
-    [batch, length] int32 and ``weights`` [batch, length] float32. Sums returned: "loss" (nats, without
-    smoothing, though what is minimised is smoothed) and "weight" (tokens).
+    Batches have ``source``, ``source_segments``, ``tokens``, ``targets``, ``segments`` [batch, length] int32
+    and ``weights`` [batch, length] float32. Sums: "loss" (nats, without smoothing, though what is minimised
+    is smoothed) and "weight" (tokens).
     """
 
-    def loss(
-        params: Any, batch: Batch, key: Key[Array, ""] | None
-    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    label_smoothing: float = 0.1
+    """Share of each target's probability that is spread over the vocabulary (Szegedy et al., 2016)."""
+
+    def problems(self, model: Any, data: Any) -> Iterator[str]:
+        """Yields what keeps the model from learning this from the data, each as one clear sentence."""
+        if data.length > model.context:
+            yield (
+                f"data.length {data.length} is longer than model.context {model.context}; "
+                f"the longest possible is {model.context}"
+            )
+
+    def inputs(self, batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Returns source and target tokens, and where they stand."""
         places = (
-            Tokens(jnp.arange(batch[name].shape[1], dtype=jnp.int32)[None], batch[name])
+            Tokens(jnp.arange(batch[name].shape[1], dtype=jnp.int32)[None], batch[name], in_order=True)
             for name in ("source_segments", "segments")
         )
-        logits = apply({"params": params}, batch["source"], batch["tokens"], *places, key=key)
-        weights = batch["weights"]
-        # What padding predicts may be NaN: it goes before the logarithm, whose gradient would be 0 * NaN.
-        logits = jnp.where((weights > 0)[..., None], logits, 0.0)
-        smoothed, nats = smoothed_cross_entropy(logits, batch["targets"], smoothing)
-        return (smoothed * weights).sum(), {"loss": (nats * weights).sum(), "weight": weights.sum()}
+        return (batch["source"], batch["tokens"], *places), {}
 
-    return loss
+    def loss(self, apply: Apply) -> Loss:
+        """Returns the loss; ``apply``: (variables, source, tokens, source place, place, key=) -> logits."""
+
+        def loss(
+            params: Any, batch: Batch, key: Key[Array, ""] | None
+        ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+            inputs, named = self.inputs(batch)
+            logits = apply({"params": params}, *inputs, key=key, **named)
+            weights = batch["weights"]
+            # What padding predicts may be NaN: it goes before the logarithm, whose gradient would be 0 * NaN.
+            logits = jnp.where((weights > 0)[..., None], logits, 0.0)
+            smoothed, nats = smoothed_cross_entropy(logits, batch["targets"], self.label_smoothing)
+            return (smoothed * weights).sum(), {"loss": (nats * weights).sum(), "weight": weights.sum()}
+
+        return loss

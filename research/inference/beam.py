@@ -1,0 +1,213 @@
+"""Beam search for encoder-decoder models: batched, cached, jitted once per shape."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from research.attention.masks import Tokens
+from research.errors import UserError
+
+DEAD = -1e30
+"""Log-probability of a hypothesis that is none; finite, so that sums of two stay ordered."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Beam:
+    """How hypotheses are kept and compared."""
+
+    width: int = 5
+    """Hypotheses kept at each step, and ended ones kept at the end; 1: greedy."""
+    length_penalty: float = 1.0
+    """alpha of the score log P / ((5 + length) / 6)^alpha (Wu et al., 2016, eq. 14); 0: log P."""
+    coverage_penalty: float = 0.0
+    """beta of beta * sum over source tokens of log min(attention received, 1), added to it (eq. 15)."""
+
+    def __post_init__(self) -> None:
+        """Raises UserError where a value makes no sense."""
+        if self.width < 1:
+            raise UserError(f"a beam of {self.width}: 1 or more")
+        for name, value in (("length", self.length_penalty), ("coverage", self.coverage_penalty)):
+            if value < 0:
+                raise UserError(f"{name} penalty {value:g}: 0 or more")
+
+
+@runtime_checkable
+class Decoder(Protocol):
+    """An encoder-decoder model as the search sees it; ``params`` are its parameters."""
+
+    def encode(self, params: Any, source: Int[Array, "batch source_length"], place: Tokens) -> Any:
+        """Returns the memory of the sources."""
+
+    def empty_cache(self, batch: int, slots: int) -> Any:
+        """Returns the decoding state before the first token."""
+
+    def step(
+        self, params: Any, tokens: Int[Array, "rows 1"], memory: Any, place: Tokens, cache: Any
+    ) -> tuple[Float[Array, "rows vocabulary"], Any]:
+        """Returns the logits of the next token and the state; successive rows share a memory."""
+
+    def take_rows(self, cache: Any, rows: Int[Array, " rows"]) -> Any:
+        """Returns the state of the given rows."""
+
+    def attention(self, cache: Any) -> Float[Array, "rows source_length"] | None:
+        """Returns the attention weights of the last step, or None if the model does not tell them."""
+
+
+class Hypotheses(NamedTuple):
+    """Translations of each source, the best first; those that are none have a score of DEAD."""
+
+    tokens: Int[Array, "batch beam length"]
+    """Target tokens with the end-of-text token, which also fills what follows."""
+    scores: Float[Array, "batch beam"]
+    """What they are ordered by."""
+    log_probabilities: Float[Array, "batch beam"]
+    """Natural log-probability of the tokens, that of the end of text included."""
+
+
+class _Search(NamedTuple):
+    """State of a search. Arrays are [batch, beam, …]; rows of the cache are batch * beam."""
+
+    count: Int[Array, ""]
+    tokens: Int[Array, "batch beam length"]
+    totals: Float[Array, "batch beam"]
+    coverage: Float[Array, "batch beam source_length"]
+    cache: Any
+    ended: Hypotheses
+
+
+def beam_search(
+    decoder: Decoder, beam: Beam, *, slots: int, end: int
+) -> Callable[
+    [Any, Int[Array, "batch source_length"], Int[Array, " batch"], Int[Array, " batch"]], Hypotheses
+]:
+    """Returns the jitted search: parameters, right-padded sources, their lengths, limits -> hypotheses.
+
+    At every step each hypothesis is extended by every token. Of the best ``beam.width`` extensions those that
+    end the text are set aside with their score; the best ``beam.width`` of the others go on. A sentence is
+    done when as many hypotheses have ended as the beam is wide. At its limit, a hypothesis can only end. What
+    another row of the batch does changes nothing.
+
+    Args:
+      decoder: the model.
+      beam: how hypotheses are kept and compared.
+      slots: most target tokens of any row, the end of text included.
+      end: the token that begins and ends every target.
+
+    The limits, at most ``slots``, are the most target tokens of each row.
+    """
+    width = beam.width
+
+    def search(
+        params: Any,
+        source: Int[Array, "batch source_length"],
+        lengths: Int[Array, " batch"],
+        limits: Int[Array, " batch"],
+    ) -> Hypotheses:
+        batch = source.shape[0]
+        memory = decoder.encode(params, source, Tokens.of_lengths(lengths, source.shape[1]))
+        real = jnp.arange(source.shape[1], dtype=jnp.int32)[None] < lengths[:, None]
+
+        def advance(state: _Search, tokens: Int[Array, "rows 1"]) -> _Search:
+            place = Tokens(jnp.broadcast_to(state.count, tokens.shape))
+            logits, cache = decoder.step(params, tokens, memory, place, state.cache)
+            logs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+            attention = decoder.attention(cache)
+            if beam.coverage_penalty and attention is None:
+                raise UserError(
+                    "a coverage penalty needs a model that tells its attention; this one does not"
+                )
+            if width > logs.shape[-1]:
+                raise UserError(f"a beam of {width} is wider than the vocabulary of {logs.shape[-1]} tokens")
+            # The first step has one row per source: every hypothesis is still the same.
+            hypotheses = logs.shape[0] // batch
+            logs = logs.reshape(batch, hypotheses, -1)
+            only_end = jnp.arange(logs.shape[-1], dtype=jnp.int32)[None, None] == end
+            last = (state.count + 1 >= limits)[:, None, None]
+            logs = jnp.where(last & ~only_end, DEAD, logs)
+            totals = (state.totals[:, :hypotheses, None] + logs).reshape(batch, -1)
+            best, index = jax.lax.top_k(totals, min(2 * width, totals.shape[1]))
+            parent, token = jnp.divmod(index.astype(jnp.int32), jnp.int32(logs.shape[-1]))
+            rows = (jnp.arange(batch, dtype=jnp.int32)[:, None] * hypotheses + parent).reshape(-1)
+            grown = _rows(state.tokens, parent).at[:, :, state.count].set(token, mode="drop")
+            coverage = _rows(state.coverage, parent)
+            if attention is not None:
+                coverage = coverage + attention[rows].reshape(coverage.shape)
+            ends = (token == end) & (best > DEAD / 2)
+            ended = _set_aside(state.ended, grown, best, coverage, ends, state.count + 1)
+            # Stable: of those that go on, the best come first.
+            onward = ends.argsort(axis=1, stable=True)[:, :width].astype(jnp.int32)
+            over = jnp.take_along_axis(ends, onward, axis=1)
+            chosen = rows.reshape(batch, -1)
+            return _Search(
+                count=state.count + 1,
+                tokens=_rows(grown, onward),
+                totals=jnp.where(over, DEAD, jnp.take_along_axis(best, onward, axis=1)),
+                coverage=_rows(coverage, onward),
+                cache=decoder.take_rows(cache, jnp.take_along_axis(chosen, onward, axis=1).reshape(-1)),
+                ended=ended,
+            )
+
+        def _set_aside(
+            before: Hypotheses,
+            tokens: Int[Array, "batch candidates length"],
+            totals: Float[Array, "batch candidates"],
+            coverage: Float[Array, "batch candidates source_length"],
+            ends: Bool[Array, "batch candidates"],
+            count: Int[Array, ""],
+        ) -> Hypotheses:
+            """Returns the best of the hypotheses that had ended and those that now do."""
+            scores = totals / jnp.power((5.0 + count.astype(jnp.float32)) / 6.0, beam.length_penalty)
+            if beam.coverage_penalty:
+                received = jnp.where(real[:, None], jnp.clip(coverage, 1e-9, 1.0), 1.0)
+                scores = scores + beam.coverage_penalty * jnp.log(received).sum(-1)
+            # Only among the best `width` extensions; and a sentence that is done stays as it is.
+            accepted = ends & (jnp.arange(ends.shape[1]) < width)[None] & ~_done(before)[:, None]
+            new = Hypotheses(tokens, jnp.where(accepted, scores, DEAD), jnp.where(accepted, totals, DEAD))
+            both = Hypotheses(*(jnp.concatenate(pair, axis=1) for pair in zip(before, new, strict=True)))
+            _, best = jax.lax.top_k(both.scores, width)
+            return Hypotheses(
+                _rows(both.tokens, best.astype(jnp.int32)),
+                *(jnp.take_along_axis(x, best, axis=1) for x in (both.scores, both.log_probabilities)),
+            )
+
+        def going_on(state: _Search) -> Bool[Array, ""]:
+            done = _done(state.ended) | (state.count >= limits)
+            return (state.count < slots) & ~done.all()
+
+        none = jnp.full((batch, width), DEAD, jnp.float32)
+        nothing = jnp.full((batch, width, slots), end, jnp.int32)
+        start = _Search(
+            count=jnp.zeros((), jnp.int32),
+            tokens=nothing[:, :1],
+            totals=jnp.zeros((batch, 1), jnp.float32),
+            coverage=jnp.zeros((batch, 1, source.shape[1]), jnp.float32),
+            cache=decoder.empty_cache(batch, slots),
+            ended=Hypotheses(nothing, none, none),
+        )
+        first = advance(start, jnp.full((batch, 1), end, jnp.int32))
+
+        def extend(state: _Search) -> _Search:
+            tokens = jax.lax.dynamic_index_in_dim(state.tokens, state.count - 1, axis=2)
+            return advance(state, tokens.reshape(-1, 1))
+
+        return jax.lax.while_loop(going_on, extend, first).ended
+
+    return jax.jit(search)
+
+
+def _done(ended: Hypotheses) -> Bool[Array, " batch"]:
+    """Returns whether as many hypotheses have ended as are kept."""
+    return (ended.scores > DEAD / 2).all(axis=1)
+
+
+def _rows(
+    x: Float[Array, "batch from *rest"] | Int[Array, "batch from *rest"], index: Int[Array, "batch to"]
+) -> Float[Array, "batch to *rest"] | Int[Array, "batch to *rest"]:
+    """Returns x[b, index[b]] for every b."""
+    return jax.vmap(lambda rows, chosen: rows[chosen])(x, index)
