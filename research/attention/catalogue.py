@@ -1,15 +1,29 @@
-"""Every attention mechanism that a model can be given, and patterns of them over depth."""
+"""Every attention mechanism that a model can be given, patterns of them over depth, and what each can do."""
 
 from __future__ import annotations
 
 import dataclasses
+import typing
 from collections.abc import Iterator
 from typing import Literal
 
-from research.attention.mechanisms import Geometry, Mechanism, SlidingWindow, Softmax
-from research.attention.positions import Positions
+import jax.numpy as jnp
 
-Single = Softmax | SlidingWindow
+from research.attention.mechanisms import (
+    Differential,
+    Forgetting,
+    Geometry,
+    Latent,
+    Mechanism,
+    SlidingWindow,
+    Softmax,
+)
+from research.attention.positions import Positions
+from research.attention.sparse_mechanisms import BigBird, Longformer, SparseTransformer
+
+Single = (
+    Softmax | SlidingWindow | Latent | Differential | Forgetting | Longformer | BigBird | SparseTransformer
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,9 +52,45 @@ class Interleaved(Mechanism):
         return (first,) * self.firsts + (second,) * self.seconds
 
     def problems(self, geometry: Geometry, positions: Positions | None, *, causal: bool) -> Iterator[str]:
-        """Yields what keeps either mechanism from being used."""
-        yield from self.first.problems(geometry, positions, causal=causal)
-        yield from self.second.problems(geometry, positions, causal=causal)
+        """Yields what keeps either mechanism from being used, with the positions that its layers get."""
+        for name, mechanism in (("first", self.first), ("second", self.second)):
+            theirs = positions if self.positions_in in ("both", name) else None
+            yield from mechanism.problems(geometry, theirs, causal=causal)
 
 
 Attention = Single | Interleaved
+
+
+@dataclasses.dataclass(frozen=True)
+class Capability:
+    """What a mechanism can do."""
+
+    decoder: bool
+    """Whether it can be causal, and decode a token at a time."""
+    encoder: bool
+    """Whether a token can read those on both sides."""
+    cross: bool
+    """Whether it can read a memory."""
+    packed: bool
+    """Whether a row may hold several documents."""
+    state_bytes: tuple[int, int] | None
+    """Bytes of one layer's decoding state after 1,024 and after 16,384 tokens, bfloat16, width 768, 12 heads;
+    None: it does not decode."""
+
+
+def capabilities() -> dict[type[Mechanism], Capability]:
+    """Returns what each mechanism of the catalogue can do, with its default fields, in order."""
+    geometry = Geometry(width=768, heads=12, kv_heads=12, head_dim=64, context=16_384)
+
+    def state(mechanism: Mechanism) -> tuple[int, int] | None:
+        short, long = (
+            mechanism.state_bytes(geometry, length, jnp.dtype("bfloat16")) for length in (1024, 16_384)
+        )
+        return (short, long)
+
+    return {
+        cls: Capability(
+            cls.decoder, cls.encoder, cls.cross, cls.packed, state(cls()) if cls.decoder else None
+        )
+        for cls in typing.get_args(Single)
+    }

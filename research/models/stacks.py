@@ -8,7 +8,7 @@ from typing import Protocol
 
 from research.attention.catalogue import Attention
 from research.attention.mechanisms import Geometry, Softmax
-from research.attention.positions import Positions, Rotary, Sinusoidal
+from research.attention.positions import Positions, RelativeBias, Rotary, Sinusoidal
 from research.modules.block import BlockSpec
 from research.modules.feed_forward import GATED
 
@@ -24,6 +24,8 @@ class Transformer(Protocol):
     def kv_heads(self) -> int | None: ...  # noqa: D102
     @property
     def positions(self) -> Positions | None: ...  # noqa: D102
+    @property
+    def geometry(self) -> Geometry: ...  # noqa: D102
 
 
 def with_pattern(
@@ -104,14 +106,21 @@ def attention_problems(
         )
     if isinstance(model.positions, Sinusoidal) and model.width % 2:
         yield f"model.positions 'sinusoidal' needs an even model.width, not {model.width}"
+    if isinstance(model.positions, RelativeBias):
+        near = model.positions.buckets // (2 if causal else 4)
+        if near < 1 or model.positions.max_distance <= near:
+            yield (
+                f"model.positions 'relative-bias' needs at least {2 if causal else 4} buckets and a "
+                f"max_distance above a {'half' if causal else 'quarter'} of them, not "
+                f"{model.positions.buckets} and {model.positions.max_distance}"
+            )
     period = len(attention.layers())
     if layers % period:
         yield (
             f"model.attention repeats every {period} layers, which does not divide the {layers} layers; "
             f"nearest: {max(layers // period, 1) * period} layers"
         )
-    geometry = Geometry(model.width, model.heads, model.kv_heads or model.heads, head_dim)
-    yield from attention.problems(geometry, model.positions, causal=causal)
+    yield from attention.problems(model.geometry, model.positions, causal=causal)
 
 
 def nearest_divisors(whole: int, wanted: int) -> str:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import operator
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from research.attention.biases import AlibiBias, Bias, BucketBias, alibi_slopes
 from research.attention.cache import KeyValues, Slots
 from research.attention.dropout import dropout
 from research.attention.engines import EngineName, attend
 from research.attention.masks import Causal, Everything, Mask, SameSegment, Tokens
 from research.attention.mechanisms import Geometry, Mechanism, Softmax
-from research.attention.positions import Positions, Rotary, rotary
+from research.attention.positions import Alibi, Positions, RelativeBias, Rotary, rotary
 from research.modules.linear import Linear, linear
 from research.modules.norm import rms_norm
 
@@ -53,9 +57,9 @@ class MultiHeadAttention(nn.Module):
         memory: Float[Array, "memories memory_length width"] | None = None,
         memory_tokens: Tokens | None = None,
         projected: KeyValues | None = None,
-        cache: tuple[KeyValues, Slots] | None = None,
+        cache: tuple[Any, Slots] | None = None,
         key: Key[Array, ""] | None = None,
-    ) -> tuple[Float[Array, "batch length width"], KeyValues | None]:
+    ) -> tuple[Float[Array, "batch length width"], Any]:
         """Returns the output and keys and values: the memory's, or a given cache with this call's in it.
 
         Args:
@@ -65,7 +69,7 @@ class MultiHeadAttention(nn.Module):
             which as many successive ones then read the same memory (the hypotheses of a beam).
           memory_tokens: positions and segments of the memory.
           projected: keys and values of the memory, as an earlier call returned them.
-          cache: keys and values of earlier tokens, and its slots with those of ``tokens`` already written.
+          cache: the mechanism's state after earlier tokens, and slots, those of ``tokens`` already written.
           key: key of the dropout of weights and output; None: no dropout.
         """
         spec, geometry, softmax = self.spec, self.spec.geometry, self.spec.mechanism
@@ -76,39 +80,59 @@ class MultiHeadAttention(nn.Module):
             q = rms_norm(q, self.param("query_scale", nn.initializers.ones, one, jnp.float32))
             key_scale = self.param("key_scale", nn.initializers.ones, one, jnp.float32)
             k = rms_norm(k, key_scale) if projected is None else k
-        if isinstance(spec.positions, Rotary) and memory is None:
-            positions = Tokens.arange(x.shape[1]).positions if tokens is None else tokens.positions
-            q, k = rotary(q, positions, spec.positions), rotary(k, positions, spec.positions)
-        kv_tokens, mask, layer, q_tokens = tokens, self._mask(), None, tokens
-        if memory is not None:  # which never shares the queries' tokens, though it may be as long
-            layer = KeyValues(k, v)
+        if memory is None:
+            q, k = turned(spec.positions, tokens, q, k)
+            mask = self_mask(softmax.pattern(geometry, causal=spec.causal), tokens, causal=spec.causal)
+            layer, k, v, kv_tokens, bias = self._remember(x, k, v, tokens, cache)
+            q_tokens = tokens
+        else:  # which never shares the queries' tokens, though it may be as long
+            layer, bias, mask = KeyValues(k, v), None, Everything()
             q, q_tokens = _rows_of_memory(q, tokens, len(memory))
             kv_tokens = Tokens.arange(memory.shape[1]) if memory_tokens is None else memory_tokens
-            mask = Everything()
-        elif tokens is not None and tokens.segments is not None:
-            mask = SameSegment() if mask == Everything() else mask & SameSegment()
-        if cache is not None:
-            layer, slots = cache
-            layer = layer.write(k, v, slots.used - x.shape[1])
-            k, v, kv_tokens = layer.keys.astype(q.dtype), layer.values.astype(q.dtype), slots.tokens
+        sink = None
+        if softmax.sink:
+            sink = self.param("sink", nn.initializers.zeros, (geometry.heads,), jnp.float32)
         weight_key, output_key = (None, None) if key is None else jax.random.split(key)
-        out = attend(
+        out = self._attend(
             q, k, v,
-            mask=mask, q_tokens=q_tokens, kv_tokens=kv_tokens, soft_cap=softmax.soft_cap,
+            mask=mask, q_tokens=q_tokens, kv_tokens=kv_tokens, scale=scale(spec.positions, q.shape[-1]),
+            soft_cap=softmax.soft_cap, bias=bias, sink=sink,
             dropout=spec.dropout, dropout_key=weight_key, engine=spec.engine,
         )  # fmt: skip
         heads = (geometry.heads, geometry.head_dim)
         out = out.reshape(*x.shape[:2], *heads)
+        if softmax.gate:
+            gate = Linear((geometry.width,), heads, spec.bias, spec.stddev, name="output_gate")(x)
+            out = out * nn.sigmoid(gate)
         out = Linear(heads, (geometry.width,), spec.bias, spec.output_stddev, name="output")(out)
         return dropout(out, spec.dropout, output_key), layer
 
-    def _mask(self) -> Mask:
-        """Returns what self-attention admits within one document."""
-        assert isinstance(self.spec.mechanism, Softmax)
-        pattern = self.spec.mechanism.pattern(causal=self.spec.causal)
-        if not self.spec.causal:
-            return pattern
-        return Causal() if pattern == Everything() else Causal() & pattern
+    def _attend(
+        self,
+        q: Float[Array, "batch q_len heads head_dim"],
+        k: Float[Array, "batch kv_len kv_heads head_dim"],
+        v: Float[Array, "batch kv_len kv_heads head_dim"],
+        **options: Any,
+    ) -> Float[Array, "batch q_len heads head_dim"]:
+        """Returns what each head reads."""
+        return attend(q, k, v, **options)
+
+    def _remember(
+        self,
+        x: Float[Array, "batch length width"],
+        k: Float[Array, "batch length kv_heads head_dim"],
+        v: Float[Array, "batch length kv_heads head_dim"],
+        tokens: Tokens | None,
+        cache: tuple[Any, Slots] | None,
+    ) -> tuple[Any, Array, Array, Tokens | None, Bias | None]:
+        """Returns the new state, if one was given; keys, values, their tokens; and the bias of the scores."""
+        del x
+        bias = position_bias(self, self.spec)
+        if cache is None:
+            return None, k, v, tokens, bias
+        positions = (Tokens.arange(k.shape[1]) if tokens is None else tokens).positions
+        layer, seen, kv_tokens = cache[0].extend(k, v, jnp.asarray(positions), cache[1])
+        return layer, seen.keys, seen.values, kv_tokens, bias
 
     def _project(
         self,
@@ -161,3 +185,40 @@ def _rows_of_memory(
         segments = jnp.broadcast_to(tokens.segments, q.shape[:2]).reshape(memories, -1)
     q = q.reshape(memories, -1, *q.shape[2:])
     return q, Tokens(jnp.zeros((1, q.shape[1]), jnp.int32), segments)
+
+
+def turned(
+    positions: Positions | None, tokens: Tokens | None, *arrays: Float[Array, "batch length _ _"]
+) -> tuple[Float[Array, "batch length _ _"], ...]:
+    """Returns queries and keys turned by their positions, where the encoding is rotary."""
+    if not isinstance(positions, Rotary):
+        return arrays
+    places = (Tokens.arange(arrays[0].shape[1]) if tokens is None else tokens).positions
+    return tuple(rotary(x, jnp.asarray(places), positions) for x in arrays)
+
+
+def scale(positions: Positions | None, channels: int) -> float | None:
+    """Returns the factor on the scores where positions change it; None: the usual one."""
+    if not isinstance(positions, Rotary) or positions.temperature == 1.0:
+        return None
+    return positions.temperature * channels**-0.5
+
+
+def position_bias(module: nn.Module, spec: AttentionSpec) -> Bias | None:
+    """Returns what positions add to the scores, if anything; ``module`` owns the learned table."""
+    match spec.positions:
+        case Alibi():
+            return AlibiBias(jnp.asarray(alibi_slopes(spec.geometry.heads)))
+        case RelativeBias(count, most):
+            normal = nn.initializers.normal(spec.stddev)
+            table = module.param("relative_bias", normal, (count, spec.geometry.heads), jnp.float32)
+            return BucketBias(table, most, bidirectional=not spec.causal)
+    return None
+
+
+def self_mask(pattern: Mask, tokens: Tokens | None, *, causal: bool) -> Mask:
+    """Returns what self-attention admits: the pattern, nothing later if causal, one document alone."""
+    parts: list[Mask] = [Causal()] if causal else []
+    parts += [pattern] if pattern != Everything() else []
+    parts += [SameSegment()] if tokens is not None and tokens.segments is not None else []
+    return functools.reduce(operator.and_, parts) if parts else Everything()

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import flax.linen as nn
 
-from research.attention.mechanisms import Mechanism, Softmax
+from research.attention.mechanisms import Differential, Forgetting, Latent, Mechanism, Softmax
 from research.modules.attention import AttentionSpec, MultiHeadAttention
+from research.modules.differential import DifferentialAttention
+from research.modules.forgetting import ForgettingAttention
+from research.modules.latent import LatentAttention
 
-MIXERS: dict[type[Mechanism], type[nn.Module]] = {Softmax: MultiHeadAttention}
-"""Modules by kind of mechanism, subclasses included. Each is called as ``MultiHeadAttention`` is: input,
-tokens, memory, cache, key -> output, cache."""
+MIXERS: dict[type[Mechanism], type[nn.Module]] = {
+    Differential: DifferentialAttention,
+    Forgetting: ForgettingAttention,
+    Latent: LatentAttention,
+    Softmax: MultiHeadAttention,
+}
+"""Modules by kind of mechanism, subclasses included; the first that fits counts. Each is called as
+``MultiHeadAttention`` is, with input, tokens, cache and key (and memory, if it can read one), and returns
+output and cache."""
 
 
 def mixer(spec: AttentionSpec, name: str) -> nn.Module:
