@@ -1,8 +1,9 @@
-"""Induction: after a trigger comes what came after it before; tested on rows longer than those of training."""
+"""Induction: after a trigger comes what came after it before; tested on longer rows than trained on."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -68,9 +69,7 @@ class Induction(Generated):
             valid_count=self.valid_batches,
             batch=self.batch,
             baselines={"any token": 1 / self.symbols},
-            tests={
-                f"length {length}": lambda length=length: self._test(length) for length in self.test_lengths
-            },
+            tests={f"length {n}": functools.partial(self._test, n) for n in self.test_lengths},
         )
 
     def _test(self, length: int) -> Iterator[Rows]:
@@ -84,7 +83,7 @@ class Induction(Generated):
         """Returns ``count`` rows of ``length`` tokens."""
         tokens = random.integers(self.symbols, size=(count, length), dtype=np.int32)
         answers = random.integers(self.symbols, size=(count, 1), dtype=np.int32)
-        # The row but for its last token, cut into pairs from an even or an odd index on; some hold the trigger.
+        # The row but for its end, cut into pairs from its first or its second token on: some hold the trigger.
         pairs = (length - 2) // 2
         chosen = np.sort(np.argsort(random.random((count, pairs)), axis=1)[:, :questions], axis=1)
         triggers = 2 * chosen + random.integers(2, size=(count, 1))

@@ -1,8 +1,8 @@
-"""ListOps (Nangia & Bowman, 2018) as Long Range Arena draws it (Tay et al., 2021): what is [MAX 2 [MIN 4 7 ] 0 ]?
+"""ListOps (Nangia & Bowman, 2018) as Long Range Arena draws it (Tay et al., 2021): [MAX 2 [MIN 4 7 ] 0 ] is 4.
 
 Published scores say little: always answering the commonest value is right 17 % of the time, looking at the
-first token only 36 %, and at the first token and its literal arguments 44 %. So these are measured on the same
-rows as the model, and stand beside its score.
+first token only 36 %, and at the first token and its literal arguments 44 %. So these are measured on the
+same rows as the model, and stand beside its score.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class ListOperations(Generated):
     A node is an operator with probability 1/4 as long as its depth is less than ``depth``, and a digit
     otherwise; an operator has 2 to ``arguments`` of them. Trees of fewer tokens than asked for, or more, are
     thrown away, and so is one that was there before: training and validation rows are all different. The rows
-    do not depend on the run's seed. The defaults are Long Range Arena's; its tokens lie between 500 and 2,000,
-    both excluded, and it draws them anew every time, here they are drawn once, from a seed.
+    do not depend on the run's seed. The defaults are Long Range Arena's: between 500 and 2,000 tokens, both
+    excluded. It draws rows without a seed; here a seed decides them.
     """
 
     min_length: int = 501
@@ -165,7 +165,7 @@ class Expression:
 
 
 def _expression(draw: Callable[[], float], depth: int, arguments: int, most: int) -> Expression | None:
-    """Returns a random expression whose root is an operator; None if it is no operator or longer than most."""
+    """Returns a random expression; None if its root is a digit or it has more than ``most`` tokens."""
     tokens = bytearray()
 
     def operation(at: int) -> tuple[int, list[int]] | None:
