@@ -83,7 +83,7 @@ class Induction(Generated):
         """Returns ``count`` rows of ``length`` tokens."""
         tokens = random.integers(self.symbols, size=(count, length), dtype=np.int32)
         answers = random.integers(self.symbols, size=(count, 1), dtype=np.int32)
-        # The row but for its end, cut into pairs from its first or its second token on: some hold the trigger.
+        # The row but for its end, cut into pairs from its first or second token on: some hold the trigger.
         pairs = (length - 2) // 2
         chosen = np.sort(np.argsort(random.random((count, pairs)), axis=1)[:, :questions], axis=1)
         triggers = 2 * chosen + random.integers(2, size=(count, 1))

@@ -1,4 +1,4 @@
-"""ListOps (Nangia & Bowman, 2018) as Long Range Arena draws it (Tay et al., 2021): [MAX 2 [MIN 4 7 ] 0 ] is 4.
+"""ListOps (Nangia & Bowman, 2018) as Long Range Arena draws it (Tay et al., 2021): [MAX 2 [MIN 4 7 ] ] is 4.
 
 Published scores say little: always answering the commonest value is right 17 % of the time, looking at the
 first token only 36 %, and at the first token and its literal arguments 44 %. So these are measured on the

@@ -20,10 +20,12 @@ import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from research.errors import UserError, nearest
 from research.training.experiment import Experiment
+
+Described = TypeVar("Described")
 
 
 def kind(cls: type) -> str:
@@ -177,7 +179,7 @@ def load_experiment(path: str | Path) -> Experiment:
         value = (
             json.loads(path.read_text(encoding="utf-8"))
             if path.suffix == ".json"
-            else to_json(_call_experiment(path))
+            else to_json(call(path, "experiment", Experiment))
         )
     except ValueError as error:
         raise UserError(f"{path}: not JSON: {error}") from None
@@ -187,25 +189,28 @@ def load_experiment(path: str | Path) -> Experiment:
         raise UserError(f"{path}: {error}") from None
 
 
-def _call_experiment(path: Path) -> Experiment:
-    """Runs an experiment file, which may import its neighbours, and returns what ``experiment()`` does."""
+def call(path: Path, function: str, cls: type[Described]) -> Described:
+    """Runs a file, which may import its neighbours, and returns what a function that it defines returns.
+
+    Raises:
+      UserError: no such function in it, one that raises, or one that returns something else.
+    """
     sys.path.append(str(path.parent.resolve()))
     try:
-        module = runpy.run_path(str(path), run_name="experiment")
-        if not callable(module.get("experiment")):
-            own = [
-                name for name, value in module.items() if getattr(value, "__module__", None) == "experiment"
-            ]
-            raise UserError(f"{path}: defines no function experiment(){_did_you_mean('experiment', own)}")
-        described = module["experiment"]()
+        module = runpy.run_path(str(path), run_name=function)
+        if not callable(module.get(function)):
+            own = [name for name, value in module.items() if getattr(value, "__module__", None) == function]
+            raise UserError(f"{path}: defines no function {function}(){_did_you_mean(function, own)}")
+        described = module[function]()
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"{path}{_line(error, path)}: {_reason(error)}") from error
     finally:
         sys.path.remove(str(path.parent.resolve()))
-    if not isinstance(described, Experiment):
-        raise UserError(f"{path}: experiment() returned {type(described).__name__}, expected an Experiment")
+    if not isinstance(described, cls):
+        expected = ("an " if cls.__name__[0] in "AEIOU" else "a ") + cls.__name__
+        raise UserError(f"{path}: {function}() returned {type(described).__name__}, expected {expected}")
     return described
 
 
