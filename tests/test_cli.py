@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from research.cli import COMMANDS, main
+from research.cli.commands import COMMANDS
+from research.cli.main import main
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART = str(ROOT / "experiments" / "gpt" / "quickstart.py")
@@ -152,7 +153,7 @@ def test_show_counts_gpt2_as_published(capsys, tmp_path):
 def test_help_is_quick_because_nothing_heavy_is_imported():
     """Neither JAX nor anything over it is imported for the overview."""
     program = (
-        "import sys, research.cli; code = research.cli.main(['--help']); "
+        "import sys, research.cli.main; code = research.cli.main.main(['--help']); "
         "sys.exit(code or len({'jax', 'numpy', 'flax', 'optax', 'tyro'} & set(sys.modules)))"
     )
     start = time.monotonic()
@@ -164,7 +165,7 @@ def test_help_is_quick_because_nothing_heavy_is_imported():
 
 
 def test_a_reader_that_stops_early_is_no_error():
-    program = "import sys, research.cli; sys.exit(research.cli.main(['train', '--help']))"
+    program = "import sys, research.cli.main; sys.exit(research.cli.main.main(['train', '--help']))"
     command = f'{sys.executable} -c "{program}" | head -1'
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert done.stdout.startswith("usage: headway train") and done.stderr == ""

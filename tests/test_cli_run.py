@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from research.cli import main
+from research.cli.main import main
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENT = """

@@ -143,7 +143,8 @@ def export_run(
         raise UserError(f"{out} is there already; choose a directory that is empty or new")
     origin = trained.directory.path / ORIGIN
     if dtype is None:
-        dtype = json.loads(origin.read_text(encoding="utf-8"))["dtype"] if origin.exists() else "float32"
+        dtype = json.loads(origin.read_text("utf-8")).get("dtype") if origin.exists() else None
+        dtype = dtype or "float32"
     out.mkdir(parents=True, exist_ok=True)
     end = trained.tokenizer.end_of_text
     ends = {"bos_token_id": end, "eos_token_id": end}

@@ -1,0 +1,43 @@
+"""What a command is, and what commands share."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+# JAX and what needs it is imported by the commands that use it: help and most errors appear at once.
+if TYPE_CHECKING:
+    from research.training.experiment import Experiment
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """One command: its options, what it is given, and the function that runs it."""
+
+    options: Any
+    """Defaults of its own options."""
+    target: str
+    """What its positional arguments are, one word each; one that ends in "..." is any number of them."""
+    run: Callable[..., None]
+    """Called with the positional arguments, ``options``, and ``overrides`` of the experiment's fields."""
+    overrides: tuple[str, ...] | None = None
+    """Fields of the experiment that may be overridden, as prefixes; None: all; empty: none."""
+
+
+def experiment_of(target: str, overrides: Mapping[str, str], command: Any) -> Experiment:
+    """Returns the experiment of a file or run directory, with overrides."""
+    from research.training.description import load_experiment
+    from research.training.overrides import override
+    from research.training.validity import validate
+
+    own = [field.name for field in dataclasses.fields(command)]
+    experiment: Experiment = override(load_experiment(target), overrides, other_names=own)
+    validate(experiment)
+    return experiment
+
+
+def message(message: str) -> None:
+    """Says something on standard error."""
+    print(message, file=sys.stderr, flush=True)

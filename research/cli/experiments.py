@@ -1,0 +1,93 @@
+"""Commands on experiments: train, show."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from research.cli.command import experiment_of, message
+from research.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """Trains an experiment, or goes on with a run that was stopped."""
+
+    workdir: str | None = None
+    """Run directory; default: runs/NAME of the experiment."""
+    profile: str | None = None
+    """Steps to profile, as FIRST:END (END left out); the trace goes to profile/ in the run directory."""
+    json: bool = False
+    """Print the result as one JSON object."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Show:
+    """Shows what an experiment or a run is and costs: description, parameters, FLOPs, shardings, memory."""
+
+    workdir: str | None = None
+    """Run directory of the experiment, to show as well."""
+    json: bool = False
+    """Print everything as one JSON object."""
+
+
+def train(target: str, options: Train, overrides: Mapping[str, str]) -> None:
+    """Trains, and prints what came of it."""
+    experiment = experiment_of(target, overrides, options)
+    profile = _window(options.profile)
+    directory = Path(options.workdir or (target if os.path.isdir(target) else f"runs/{experiment.name}"))
+
+    from research.scale.host_memory import keep_freed_memory
+
+    keep_freed_memory()
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger("research").setLevel(logging.INFO)
+
+    from research.training.session import run
+
+    result = run(experiment, directory, profile=profile, report=message)
+    if options.json:
+        print(json.dumps(result.to_json()))
+        return
+    metrics = (f"{name.removeprefix('valid/')} {value:.4f}" for name, value in result.validation.items())
+    print(f"validation after {result.step} steps: {', '.join(metrics)}")
+    for line in result.conclusion.lines:
+        print(line)
+    print(f"run directory: {directory}")
+    commands = [line.replace("{run}", shlex.quote(str(directory))) for line in result.conclusion.next]
+    print("next: " + "\n      ".join(f"headway {command}" for command in commands))
+
+
+def show(target: str, options: Show, overrides: Mapping[str, str]) -> None:
+    """Prints what an experiment or a run is."""
+    run = options.workdir or (target if os.path.isdir(target) else None)
+    if run and overrides:
+        raise UserError(f"show: the description of a run is what it is: leave out --{next(iter(overrides))}")
+    experiment = experiment_of(run or target, overrides, options)
+
+    from research.training.summary import run_summary, summary, text
+
+    if run:
+        from research.training.trained import load
+
+        trained = load(run, "newest")
+        found = summary(experiment, trained.functions)
+        found["run"] = run_summary(trained.directory, trained.params, trained.step)
+    else:
+        found = summary(experiment)
+    print(json.dumps(found) if options.json else text(found))
+
+
+def _window(profile: str | None) -> tuple[int, int] | None:
+    if profile is None:
+        return None
+    first, _, end = profile.partition(":")
+    if not (first.isdecimal() and end.isdecimal()):
+        raise UserError(f"--profile: expected FIRST:END in steps, such as 10:13, found {profile!r}")
+    return int(first), int(end)

@@ -1,0 +1,120 @@
+"""Commands that take weights in and out, compare them and average them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from research.cli.command import message
+from research.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Import:
+    """Makes a run of a checkpoint in the format of Hugging Face transformers (config.json, safetensors,
+    tokenizer.json): GPT-2, Llama or Qwen3."""
+
+    out: str | None = None
+    """Run directory to make."""
+    json: bool = False
+    """Print what was read as one JSON object."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """Writes a run as a directory that Hugging Face transformers loads."""
+
+    dtype: str | None = None
+    """Of the tensors: float32, bfloat16 or float16; default: that of the import the run came from, or
+    float32."""
+    checkpoint: str = "best"
+    """Checkpoint to write: best (lowest validation loss), newest, or a step."""
+    json: bool = False
+    """Print what was written as one JSON object."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Diff:
+    """Says in what two runs differ: fields of their descriptions, and weights."""
+
+    checkpoint: str = "best"
+    """Checkpoint of each to compare: best (lowest validation loss), newest, or a step."""
+    json: bool = False
+    """Print the differences as one JSON object."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Average:
+    """Makes a run whose parameters are the mean of a run's last checkpoints."""
+
+    out: str | None = None
+    """Run directory to make."""
+    last: int = 5
+    """Checkpoints to average, the newest ones."""
+    json: bool = False
+    """Print what was averaged as one JSON object."""
+
+
+def import_(source: str, options: Import, overrides: Mapping[str, str]) -> None:
+    """Makes a run directory of another tool's checkpoint."""
+    del overrides
+    if options.out is None:
+        raise UserError("import: needs --out RUN, the run directory to make")
+
+    from research.interchange.runs import import_run
+
+    found = import_run(Path(source), Path(options.out), message)
+    if options.json:
+        print(json.dumps(found))
+    else:
+        print(
+            f"{found['parameters']:,} parameters of {source} ({found['model_type']}, {found['dtype']}) "
+            f'are in {options.out}\nnext: headway sample {options.out} --prompt "..."'
+        )
+
+
+def export(run: str, directory: str, options: Export, overrides: Mapping[str, str]) -> None:
+    """Writes a run for other tools."""
+    del overrides
+    if options.dtype not in (None, "float32", "bfloat16", "float16"):
+        raise UserError(f"--dtype {options.dtype}: float32, bfloat16 or float16")
+
+    from research.interchange.runs import export_run
+    from research.training.trained import load
+
+    found = export_run(load(run, options.checkpoint), Path(directory), options.dtype, message)
+    if options.json:
+        print(json.dumps(found))
+    else:
+        files = ", ".join(found["files"])
+        print(f"{found['model_type']} checkpoint, {found['dtype']}, in {directory}: {files}")
+
+
+def diff(one: str, other: str, options: Diff, overrides: Mapping[str, str]) -> None:
+    """Prints the differences of two runs."""
+    del overrides
+    from research.interchange.differences import differences, text
+    from research.training.trained import load
+
+    found = differences(*(load(run, options.checkpoint) for run in (one, other)))
+    print(json.dumps(found) if options.json else text(found))
+
+
+def average(run: str, options: Average, overrides: Mapping[str, str]) -> None:
+    """Makes a run of averaged checkpoints."""
+    del overrides
+    if options.out is None:
+        raise UserError("average: needs --out RUN, the run directory to make")
+    if options.last < 1:
+        raise UserError(f"--last {options.last}: at least 1")
+
+    from research.interchange.averages import average_run
+
+    found = average_run(run, Path(options.out), options.last)
+    if options.json:
+        print(json.dumps(found))
+    else:
+        steps = ", ".join(map(str, found["steps"]))
+        print(f"the mean of the checkpoints at {steps} of {run} is in {options.out}")

@@ -1,0 +1,98 @@
+"""Commands on runs of language models: evaluate, sample."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+
+from research.cli.command import message
+from research.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    """Measures a run on its validation text, or on all of another text (--data.path P; with --data.split
+    documents or tail, on the part of it that training would hold out)."""
+
+    checkpoint: str = "best"
+    """Checkpoint to load: best (lowest validation loss), newest, or a step."""
+    json: bool = False
+    """Print the result as one JSON object."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """Draws text from a run."""
+
+    prompt: str = ""
+    """Text to go on from."""
+    tokens: int | None = None
+    """Most tokens to draw for a sample, which the end of a document ends earlier; default: 200, or half of
+    the model's context."""
+    temperature: float = 0.8
+    """Temperature of the softmax; 0 takes the likeliest token."""
+    top_k: int | None = None
+    """Draw from the k likeliest tokens only."""
+    top_p: float | None = None
+    """Draw from the likeliest tokens that together have this probability (nucleus)."""
+    min_p: float | None = None
+    """Draw from tokens with at least this share of the likeliest one's probability."""
+    count: int = 1
+    """Samples to draw."""
+    seed: int = 0
+    """Seed of the draw."""
+    checkpoint: str = "best"
+    """Checkpoint to load: best (lowest validation loss), newest, or a step."""
+    json: bool = False
+    """Print the samples as one JSON object."""
+
+
+def evaluate(target: str, options: Evaluate, overrides: Mapping[str, str]) -> None:
+    """Prints how well a run predicts text."""
+    from research.training import language_model
+    from research.training.overrides import override
+    from research.training.trained import load
+
+    trained = load(target, options.checkpoint)
+    if "data.path" in overrides:
+        overrides = {"data.source": "files", **overrides}
+    data = override(trained.experiment, overrides).data
+    whole = "data.path" in overrides and "data.split" not in overrides
+    found = language_model.evaluate(trained, data, whole=whole, report=message)
+    if options.json:
+        print(json.dumps(found))
+    else:
+        part = "all" if whole else "the validation part"
+        text = f"{part} of {data.path or data.source}"
+        size = f"{found['bytes']:,} bytes, {found['tokens']:,} tokens"
+        print(f"{target} at step {trained.step}, on {text} ({size}):")
+        print(f"  {found['bits_per_byte']:.4f} bits per byte, {found['loss']:.4f} nats per token, ", end="")
+        print(f"perplexity {found['perplexity']:.2f} per token")
+
+
+def sample(target: str, options: Sample, overrides: Mapping[str, str]) -> None:
+    """Prints text drawn from a run."""
+    from research.inference.sampling import Decoding
+    from research.training.language_model import continuations
+    from research.training.trained import load
+
+    if options.count < 1:
+        raise UserError(f"--count {options.count}: at least 1")
+    if not 0 <= options.seed < 2**32:
+        raise UserError(f"--seed {options.seed}: between 0 and {2**32 - 1}")
+    how = Decoding(options.temperature, options.top_k, options.top_p, options.min_p)
+    trained = load(target, options.checkpoint)
+    texts = continuations(
+        trained.experiment.model,
+        trained.params,
+        trained.tokenizer,
+        [options.prompt] * options.count,
+        tokens=options.tokens,
+        how=how,
+        seed=options.seed,
+    )
+    if options.json:
+        print(json.dumps({"run": target, "step": trained.step, "prompt": options.prompt, "samples": texts}))
+    else:
+        print("\n\n---\n\n".join(texts))

@@ -1,0 +1,133 @@
+"""The command ``headway``: what it understands, and what it prints.
+
+Results go to standard output, progress and messages to standard error. Exit codes: 0 done; 1 a bug
+(traceback); 2 the user's input (one line); 3 stopped early but saved, run again to go on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from research.cli.command import Command
+from research.cli.commands import COMMANDS
+from research.errors import StoppedError, UserError, nearest
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line ``arguments`` (default: the process's own) and returns the exit code."""
+    try:
+        _dispatch(list(sys.argv[1:] if arguments is None else arguments))
+        sys.stdout.flush()
+    except (UserError, StoppedError) as error:
+        print("headway: " + " ".join(str(error).split()), file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("headway: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader (head, less) has gone. Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _dispatch(arguments: list[str]) -> None:
+    if not arguments or arguments[0] in ("--help", "-h", "help"):
+        print(_overview())
+        return
+    name, *rest = arguments
+    if name not in COMMANDS:
+        raise UserError(f"unknown command {name!r}{nearest(name, COMMANDS)}")
+    command = COMMANDS[name]
+    if "--help" in rest or "-h" in rest:
+        print(_help(name, command, [word for word in rest if word not in ("--help", "-h")]))
+        return
+    from research.training.overrides import leaves, override, split_options
+
+    own = {field for field, _ in leaves(command.options)}
+    targets, given = split_options(rest, flags={"json"})
+    needed = len(command.target.split())
+    if len(targets) < needed or (len(targets) > needed and not command.target.endswith("...")):
+        what = (
+            f"needs {command.target}" if len(targets) < needed else f"unexpected argument {targets[needed]!r}"
+        )
+        raise UserError(f"{name}: {what}; usage: {_usage(name, command)}")
+    overrides = {field: text for field, text in given.items() if field not in own}
+    if command.overrides is not None:
+        others = {f: t for f, t in overrides.items() if not f.startswith(command.overrides)}
+        override(command.options, others, other_names=command.overrides)  # which raises: they are unknown
+    options = override(command.options, {field: text for field, text in given.items() if field in own})
+    command.run(*targets, options=options, overrides=overrides)
+
+
+def _overview() -> str:
+    lines = [
+        f"  {_usage(name, command)}\n      {type(command.options).__doc__}"
+        for name, command in COMMANDS.items()
+    ]
+    return "\n".join(
+        [
+            "usage: headway COMMAND ...",
+            "",
+            *lines,
+            "",
+            "EXPERIMENT is a Python file with a function experiment(): experiments/gpt/quickstart.py, say.",
+            "RUN is the directory that training wrote. headway COMMAND --help lists a command's options, and",
+            "headway train EXPERIMENT --help every field of that experiment with its value.",
+        ]
+    )
+
+
+def _usage(name: str, command: Command) -> str:
+    fields = " [--FIELD VALUE ...]" if command.overrides != () else ""
+    return f"headway {name} {command.target} [OPTIONS]{fields}"
+
+
+def _help(name: str, command: Command, rest: list[str]) -> str:
+    """Returns the options of a command, and the experiment's fields with their values in the file named."""
+    parts = [f"usage: {_usage(name, command)}", "", _fields_help(command.options, flags=True)]
+    if command.overrides is None:
+        parts += _experiment_help(command, rest)
+    return "\n".join(parts)
+
+
+def _experiment_help(command: Command, rest: list[str]) -> list[str]:
+    from research.training.description import load_experiment
+    from research.training.experiment import Experiment
+    from research.training.overrides import choices, override, split_options
+
+    targets, given = split_options(rest, flags={"json"})
+    experiment = load_experiment(targets[0]) if targets else Experiment(name="NAME")
+    own = {field.name for field in dataclasses.fields(command.options)}
+    experiment = override(experiment, {field: text for field, text in given.items() if field not in own})
+    values = f"those of {targets[0]}" if targets else "general; a file sets its own"
+    kinds = [
+        f"  {option} {{{','.join(names)}}}  (default: {current}; its fields: {option} KIND --help)"
+        for option, current, names in choices(experiment)
+    ]
+    return [
+        f"Every field of the experiment is an option. The defaults here are {values}.",
+        "",
+        *kinds,
+        "",
+        _fields_help(experiment, flags=False),
+    ]
+
+
+def _fields_help(description: Any, *, flags: bool) -> str:
+    """Returns a description's fields with type, docstring and value; with ``flags``, booleans take none."""
+    import tyro
+
+    text = io.StringIO()
+    booleans = tyro.conf.FlagCreatePairsOff if flags else tyro.conf.FlagConversionOff
+    with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
+        config = (tyro.conf.AvoidSubcommands, booleans)
+        tyro.cli(type(description), default=description, args=["--help"], config=config)
+    # Its usage line knows neither the command nor the target, and --help would be there twice.
+    lines = text.getvalue().partition("\n\n")[2].splitlines()
+    return "\n".join(line.rstrip() for line in lines if not line.lstrip().startswith("-h, --help"))

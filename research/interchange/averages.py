@@ -1,0 +1,47 @@
+"""Means of checkpoints."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from research.errors import UserError
+from research.interchange.runs import ORIGIN
+from research.training.checkpoint import Checkpoints
+from research.training.description import to_json
+from research.training.experiment import Checkpointing
+from research.training.run_directory import claim, open_run
+from research.training.trained import load
+
+
+def average_run(source: str, out: Path, last: int) -> dict[str, Any]:
+    """Makes a run whose parameters are the mean of a run's ``last`` newest checkpoints (Vaswani et al., 2017,
+    section 6.1); returns their steps, as JSON values.
+
+    Raises:
+      UserError: the run has fewer checkpoints, or ``out`` is another run.
+    """
+    run = open_run(source)
+    steps = run.steps()[-last:]
+    if len(steps) < last:
+        raise UserError(
+            f"{source} has {len(steps)} checkpoints, {last} are to be averaged; train with "
+            f"--checkpointing.keep-last {last}, or use --last {len(steps)}"
+        )
+    mean: Any = None
+    for step in steps:
+        trained = load(source, str(step))
+        share = jax.tree.map(lambda x: x / len(steps), trained.params)
+        mean = share if mean is None else jax.tree.map(jnp.add, mean, share)
+    own = (run.experiment.name, ORIGIN)
+    files = {file.name: file.read_text("utf-8") for file in run.path.glob("*.json") if file.name not in own}
+    name = "params" if trained.experiment.ema is None else "average"
+    with claim(out, to_json(trained.experiment)) as made:
+        made.keep({**files, ORIGIN: json.dumps({"source": str(source), "steps": steps})})
+        with Checkpoints(made, Checkpointing()) as checkpoints:
+            checkpoints.save(steps[-1], {name: mean}, None, {}, {})
+    return {"run": str(out), "source": str(source), "steps": steps}
