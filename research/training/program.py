@@ -104,7 +104,7 @@ def functions(experiment: Experiment, mesh: Mesh | None = None) -> Functions:
     optimizer = experiment.optimizer.build(schedule)
     init = functools.partial(
         initialise,
-        functools.partial(_parameters, experiment),
+        functools.partial(initial_parameters, experiment),
         optimizer,
         seed=experiment.seed,
         ema=experiment.ema is not None,
@@ -152,7 +152,7 @@ def functions(experiment: Experiment, mesh: Mesh | None = None) -> Functions:
     )
 
 
-def _parameters(experiment: Experiment, key: Array) -> Any:
+def initial_parameters(experiment: Experiment, key: Array) -> Any:
     """Returns freshly drawn parameters of the experiment's model."""
     shapes = experiment.data.shapes().items()
     row = {name: jnp.zeros((1, *shape[1:]), dtype) for name, (shape, dtype) in shapes}
