@@ -83,7 +83,7 @@ class Display:
             return ""
         rate = (last - first) / (end - start)
         flops = f"{_quantity(rate * self._flops)}FLOP/s ({_quantity(rate * self._causal)}FLOP/s causal)"
-        left = _duration((self._total - last) / rate)
+        left = duration((self._total - last) / rate)
         return f"  {rate * self._tokens:,.0f} tokens/s  {flops}  {left} left"
 
     def _print(self, text: str) -> None:
@@ -106,7 +106,7 @@ def _quantity(value: float) -> str:
     return f"{value:.3g} "
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Returns hours, minutes and seconds: 1:02:03 or 2:03."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
