@@ -42,7 +42,15 @@ class StandardLibrary(LocalSource):
                 text = (self.root / path).read_bytes().decode("utf-8")
             except UnicodeDecodeError:
                 continue
-            yield {"path": path, "text": _prose(text) if path == _TOPICS else text}
+            yield {"path": path, "text": "\n".join(self.topics(text)) if path == _TOPICS else text}
+
+    @staticmethod
+    def topics(source: str) -> list[str]:
+        """Returns the texts in ``topics = {name: text}``, which the file holds as escaped string literals."""
+        for statement in ast.parse(source).body:
+            if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Dict):
+                return list(ast.literal_eval(statement.value).values())
+        return [source]
 
     def _paths(self) -> list[str]:
         paths = []
@@ -55,11 +63,3 @@ class StandardLibrary(LocalSource):
                 f"no Python sources in {self.root}; use --data.source files --data.path TEXT instead"
             )
         return sorted(set(paths) - _TABLES)
-
-
-def _prose(source: str) -> str:
-    """Returns the texts in ``topics = {name: text}``, which the file holds as escaped string literals."""
-    for statement in ast.parse(source).body:
-        if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Dict):
-            return "\n".join(ast.literal_eval(statement.value).values())
-    return source

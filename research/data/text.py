@@ -17,6 +17,7 @@ from research.errors import UserError, nearest
 
 _FORMAT = 2
 """Part of every cache key: raise it when what is cached changes."""
+_SOURCES = ("standard-library", "python-prose", "files", "tfds:NAME")
 _CHUNK = 1 << 22
 """Characters tokenised and written at once."""
 _SAMPLE = 1 << 11
@@ -73,21 +74,65 @@ class PreparedText:
 
 
 @dataclasses.dataclass(frozen=True)
-class TextData:
-    """Text, how it is cut into tokens, and how tokens become batches."""
+class HeldOutText:
+    """Where text is from, and which part of it is held out for validation."""
 
     source: str = "standard-library"
-    """Where the text is from: "standard-library", "files" (needs path), or "tfds:NAME"."""
+    """Where the text is from: "standard-library", "python-prose", "files" (needs path), or "tfds:NAME"."""
     path: str | None = None
     """Text for source "files": a file, directory, glob, or .jsonl; plain, .gz or .xz."""
     field: str = "text"
     """Field that holds the text, in JSONL lines and TFDS examples."""
-    tokenizer: str = "bpe"
-    """"bpe" (byte-level, trained on the training text), "characters", or the path of a tokenizer.json."""
     split: Literal["documents", "tail"] = "documents"
     """What validation holds out: whole documents, or the last part of each document's characters."""
     valid_fraction: float = 0.1
     """Share of the text held out for validation (sources with a validation split of their own use that)."""
+
+    def problems(self) -> Iterator[str]:
+        """Yields what does not fit together, each as one clear sentence."""
+        if self.source not in _SOURCES[:-1] and not self.source.startswith("tfds:"):
+            yield f"data.source {self.source!r} is unknown{nearest(self.source, _SOURCES)}"
+        if self.path is not None and self.source != "files":
+            yield f"data.path is for data.source 'files', not for {self.source!r}; add --data.source files"
+
+    def open(self, report: Callable[[str], None]) -> LazyCorpus:
+        """Returns the text, to be read when it is needed; UserError if there is no such source."""
+        return LazyCorpus(_source(self), report)
+
+    def identity(self, source: Source) -> list[object]:
+        """Returns JSON-serialisable values that change when the text or what is held out of it does."""
+        return [_FORMAT, source.name, source.fingerprint(), self.split, self.valid_fraction]
+
+    def texts(self, corpus: Corpus) -> Iterator[tuple[Literal["train", "valid"], str]]:
+        """Yields (split, text) for every document or part of one, empty ones left out."""
+        own = corpus.valid is not None
+        for document in corpus.train:
+            text = document["text"]
+            if own:
+                pieces = {"train": text}
+            elif self.split == "documents":
+                pieces = {"valid" if _share(document["path"]) < self.valid_fraction else "train": text}
+            else:
+                cut = int(len(text) * (1 - self.valid_fraction))
+                pieces = {"train": text[:cut], "valid": text[cut:]}
+            yield from ((part, piece) for part, piece in pieces.items() if piece)  # type: ignore[misc]
+        yield from (("valid", document["text"]) for document in corpus.valid or () if document["text"])
+
+    def nothing_left(self, purpose: str) -> UserError:
+        """Returns the error for a split that is empty."""
+        advice = "for few documents use --data.split tail" if self.split == "documents" else "add text"
+        return UserError(
+            f'no text is left for {purpose} by data.split "{self.split}" with data.valid_fraction '
+            f"{self.valid_fraction:g}; {advice}"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class TextData(HeldOutText):
+    """Text, how it is cut into tokens, and how tokens become batches."""
+
+    tokenizer: str = "bpe"
+    """"bpe" (byte-level, trained on the training text), "characters", or the path of a tokenizer.json."""
     length: int = 256
     """Tokens in a training sequence."""
     batch: int = 32
@@ -108,14 +153,6 @@ class TextData:
         """Returns the tokenizer that a run keeps in ``directory``."""
         return Tokenizer.load(directory / Tokenizer.FILE)
 
-    def problems(self) -> Iterator[str]:
-        """Yields what does not fit together, each as one clear sentence."""
-        sources = ("standard-library", "files", "tfds:NAME")
-        if self.source not in sources[:2] and not self.source.startswith("tfds:"):
-            yield f"data.source {self.source!r} is unknown{nearest(self.source, sources)}"
-        if self.path is not None and self.source != "files":
-            yield f"data.path is for data.source 'files', not for {self.source!r}; add --data.source files"
-
     def prepare(
         self,
         *,
@@ -134,9 +171,8 @@ class TextData:
           UserError: the source cannot be read or holds too little, or the tokenizer does not fit.
         """
         self._check(tokenizer)
-        source = _source(self)
-        corpus = _Lazy(source, report)
-        split = [_FORMAT, source.name, source.fingerprint(), self.split, self.valid_fraction]
+        corpus = self.open(report)
+        split = self.identity(corpus.source)
         if tokenizer is None and self.tokenizer in ("bpe", "characters"):
             key = content_hash(split, self.tokenizer, vocabulary if self.tokenizer == "bpe" else None)
             directory = build_once(
@@ -172,20 +208,20 @@ class TextData:
             hint = nearest(self.tokenizer, ("bpe", "characters"))
             raise UserError(f"data.tokenizer {self.tokenizer!r} is no file and no kind of tokenizer{hint}")
 
-    def _train(self, corpus: _Lazy, vocabulary: int, report: Callable[[str], None]) -> Tokenizer:
+    def _train(self, corpus: LazyCorpus, vocabulary: int, report: Callable[[str], None]) -> Tokenizer:
         if self.tokenizer == "characters":
-            return Tokenizer.characters(text for _, text in self._texts(corpus.get()))
+            return Tokenizer.characters(text for _, text in self.texts(corpus.get()))
         keep = min(1.0, _SAMPLE * vocabulary / max(corpus.get().bytes, 1))
         report(f"training a byte-level BPE tokenizer of {vocabulary} tokens")
-        texts = (text for part, text in self._texts(corpus.get()) if part == "train")
+        texts = (text for part, text in self.texts(corpus.get()) if part == "train")
         pieces = enumerate(piece for text in texts for piece in cut(text))
         sample = (piece for i, piece in pieces if math.floor(i * keep) > math.floor((i - 1) * keep))
         return Tokenizer.train_bpe(sample, vocabulary)
 
     def _tokenise(
-        self, corpus: _Lazy, tokenizer: Tokenizer, directory: Path, report: Callable[[str], None]
+        self, corpus: LazyCorpus, tokenizer: Tokenizer, directory: Path, report: Callable[[str], None]
     ) -> None:
-        texts = self._texts(corpus.get())
+        texts = self.texts(corpus.get())
         report("tokenising")
         with (
             StreamWriter(directory / "train", tokenizer) as train,
@@ -196,53 +232,37 @@ class TextData:
                 valid.write(chunk["valid"])
         for purpose, writer in (("training", train), ("validation", valid)):
             if not writer.bytes:
-                advice = (
-                    "for few documents use --data.split tail" if self.split == "documents" else "add text"
-                )
-                raise UserError(
-                    f'no text is left for {purpose} by data.split "{self.split}" with data.valid_fraction '
-                    f"{self.valid_fraction:g}; {advice}"
-                )
-
-    def _texts(self, corpus: Corpus) -> Iterator[tuple[Literal["train", "valid"], str]]:
-        """Yields (split, text) for every document or part of one, empty ones left out."""
-        own = corpus.valid is not None
-        for document in corpus.train:
-            text = document["text"]
-            if own:
-                pieces = {"train": text}
-            elif self.split == "documents":
-                pieces = {"valid" if _share(document["path"]) < self.valid_fraction else "train": text}
-            else:
-                cut = int(len(text) * (1 - self.valid_fraction))
-                pieces = {"train": text[:cut], "valid": text[cut:]}
-            yield from ((part, piece) for part, piece in pieces.items() if piece)  # type: ignore[misc]
-        yield from (("valid", document["text"]) for document in corpus.valid or () if document["text"])
+                raise self.nothing_left(purpose)
 
 
 _JSON = "tokenizer.json"
 
 
-class _Lazy:
+class LazyCorpus:
     """Opens a source's documents when they are first needed: with all stages cached, they are not."""
 
     def __init__(self, source: Source, report: Callable[[str], None]) -> None:
-        self._source, self._report = source, report
+        self.source, self._report = source, report
         self._corpus: Corpus | None = None
 
     def get(self) -> Corpus:
+        """Returns the documents."""
         if self._corpus is None:
-            self._report(f"reading {self._source.name}")
-            self._corpus = self._source.corpus()
+            self._report(f"reading {self.source.name}")
+            self._corpus = self.source.corpus()
         return self._corpus
 
 
-def _source(data: TextData) -> Source:
+def _source(data: HeldOutText) -> Source:
     # Imported here: a description must not cost the start-up time of what it may never use.
     if data.source == "standard-library":
         from research.data.standard_library import StandardLibrary
 
         return StandardLibrary()
+    if data.source == "python-prose":
+        from research.data.prose import PythonProse
+
+        return PythonProse()
     if data.source == "files":
         from research.data.files import TextFiles
 
@@ -256,8 +276,7 @@ def _source(data: TextData) -> Source:
         from research.data.builder import NamedDataset
 
         return NamedDataset(data.source.removeprefix("tfds:"), data.field)
-    choices = ("standard-library", "files", "tfds:NAME")
-    raise UserError(f"data.source {data.source!r} is unknown{nearest(data.source, choices)}")
+    raise UserError(f"data.source {data.source!r} is unknown{nearest(data.source, _SOURCES)}")
 
 
 def _share(path: str) -> float:
