@@ -13,23 +13,27 @@ from research.data.associative_recall import AssociativeRecall
 from research.data.bitext import Bitext
 from research.data.induction import Induction
 from research.data.list_operations import ListOperations
+from research.data.masked_text import MaskedText
 from research.data.text import TextData
+from research.models.bert import BERT
 from research.models.gpt import GPT
 from research.models.transformer import Transformer
 from research.objectives.causal_lm import CausalLM
+from research.objectives.masked_lm import MaskedLM
 from research.objectives.recall import Recall
 from research.objectives.translation import Translation
 from research.training.optimizer import AdamW, Optimizer
 from research.training.schedule import Cosine, Schedule
 
-Model = GPT | Transformer
+Model = GPT | BERT | Transformer
 """Networks that can be trained."""
-Data = TextData | Bitext | AssociativeRecall | Induction | ListOperations
+Data = TextData | MaskedText | Bitext | AssociativeRecall | Induction | ListOperations
 """What they can be trained on."""
-Objective = CausalLM | Translation | Recall
+Objective = CausalLM | MaskedLM | Translation | Recall
 """What they can learn."""
 LEARNABLE: dict[type, tuple[tuple[type, ...], tuple[type, ...]]] = {
     CausalLM: ((GPT,), (TextData,)),
+    MaskedLM: ((BERT,), (MaskedText,)),
     Recall: ((GPT,), (AssociativeRecall, Induction, ListOperations)),
     Translation: ((Transformer,), (Bitext,)),
 }
@@ -102,6 +106,6 @@ class Experiment:
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
     baselines: bool = False
-    """Print n-gram and xz baselines of the validation split at the end."""
+    """Print baselines on the validation split at the end: n-grams, and xz where text is predicted whole."""
     samples: int = 0
     """Samples to draw at the end; the first is printed."""

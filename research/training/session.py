@@ -13,9 +13,10 @@ from typing import Any
 import jax
 
 from research.objectives.causal_lm import CausalLM
+from research.objectives.masked_lm import MaskedLM
 from research.objectives.recall import Recall
 from research.scale.mesh import make_mesh
-from research.training import language_model, recall
+from research.training import language_model, masked_language_model, recall
 from research.training.conclusion import Conclusion
 from research.training.description import to_json
 from research.training.experiment import Experiment
@@ -27,6 +28,7 @@ from research.training.validity import validate
 
 CONCLUSIONS: dict[type, Callable[..., Conclusion]] = {
     CausalLM: language_model.conclude,
+    MaskedLM: masked_language_model.conclude,
     Recall: recall.conclude,
 }
 """What is measured at the end, by objective: (experiment, prepared, functions, parameters, report)."""

@@ -14,12 +14,15 @@ from research.data.associative_recall import AssociativeRecall
 from research.data.bitext import Bitext
 from research.data.induction import Induction
 from research.data.list_operations import ListOperations
+from research.data.masked_text import MaskedText
 from research.data.text import TextData
 from research.errors import UserError
+from research.models.bert import BERT
 from research.models.gpt import GPT
 from research.models.stacks import nearest_divisors
 from research.models.transformer import Transformer
 from research.objectives.causal_lm import CausalLM
+from research.objectives.masked_lm import MaskedLM
 from research.objectives.translation import Translation
 from research.training.description import kind
 from research.training.experiment import LEARNABLE, Checkpointing, Evaluation, Experiment
@@ -63,12 +66,25 @@ _RANGES: dict[type, dict[str, Range]] = {
         "logit_soft_cap": ABOVE_0,
         "dropout": RATE,
     },
+    BERT: {
+        **dict.fromkeys(("vocabulary", "context", "layers", "width", "heads", "kv_heads"), AT_LEAST_1),
+        "feed_forward_width": AT_LEAST_1,
+        "token_types": AT_LEAST_0,
+        "norm_epsilon": ABOVE_0,
+        "dropout": RATE,
+    },
     **dict.fromkeys(_SOFTMAX, _ATTENTION),
     Interleaved: dict.fromkeys(("firsts", "seconds"), AT_LEAST_1),
     Rotary: {"base": ABOVE_0},
     **dict.fromkeys((Interpolation, NTK, YaRN), _SCALING),
     RelativeBias: dict.fromkeys(("buckets", "max_distance"), AT_LEAST_1),
     TextData: {"valid_fraction": PART, "length": AT_LEAST_1, "batch": AT_LEAST_1},
+    MaskedText: {
+        **dict.fromkeys(("valid_fraction", "rate"), PART),
+        **dict.fromkeys(("length", "batch"), AT_LEAST_1),
+        **dict.fromkeys(("masked", "random"), SHARE),
+    },
+    MaskedLM: {"pair_weight": AT_LEAST_0},
     AssociativeRecall: {
         **dict.fromkeys(("vocabulary", "length", "pairs", "batch", "valid_batches"), AT_LEAST_1),
         "power": ABOVE_0,
