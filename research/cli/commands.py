@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from research.cli import experiments, interchange, language_models
+from research.cli import (
+    ablation,
+    alignment,
+    experiments,
+    interchange,
+    language_models,
+    masked_language_models,
+)
 from research.cli.command import Command
 
 COMMANDS = {
@@ -15,9 +22,18 @@ COMMANDS = {
         overrides=("data.path", "data.field", "data.split"),
     ),
     "sample": Command(language_models.Sample(), "RUN", language_models.sample, overrides=()),
+    "fill": Command(masked_language_models.Fill(), "RUN TEXT", masked_language_models.fill, overrides=()),
+    "align": Command(alignment.Align(), "SOURCE TARGET", alignment.align, overrides=()),
     "import": Command(interchange.Import(), "DIRECTORY", interchange.import_, overrides=()),
     "export": Command(interchange.Export(), "RUN DIRECTORY", interchange.export, overrides=()),
     "diff": Command(interchange.Diff(), "RUN RUN", interchange.diff, overrides=()),
     "average": Command(interchange.Average(), "RUN", interchange.average, overrides=()),
+    "report": Command(ablation.Report(), "RUN...", ablation.report, overrides=()),
+    "ablate": Command(
+        ablation.Ablate(),
+        "ABLATION",
+        ablation.ablate,
+        overrides=ablation.FIELDS,
+    ),
 }
 """Every command, by name."""

@@ -225,7 +225,7 @@ def _check_same_experiment(directory: RunDirectory, description: dict[str, Any])
     if not directory.experiment.exists():
         return
     # Through JSON, so that tuples and lists compare equal.
-    there, now = _flatten(directory.description()), _flatten(json.loads(json.dumps(description)))
+    there, now = flatten(directory.description()), flatten(json.loads(json.dumps(description)))
     absent = object()
     differing = [
         f"{name} ({there.get(name, 'absent')!r} there, {now.get(name, 'absent')!r} now)"
@@ -240,14 +240,14 @@ def _check_same_experiment(directory: RunDirectory, description: dict[str, Any])
         )
 
 
-def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     """Returns nested objects as one, with dotted names."""
     if not isinstance(value, dict):
         return {prefix: value}
     return {
         name: leaf
         for key, item in value.items()
-        for name, leaf in _flatten(item, f"{prefix}.{key}" if prefix else key).items()
+        for name, leaf in flatten(item, f"{prefix}.{key}" if prefix else key).items()
     }
 
 

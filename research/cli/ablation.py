@@ -1,0 +1,77 @@
+"""Commands that run grids of experiments and report on runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from research.cli.command import message
+from research.errors import UserError
+
+FIELDS = (
+    "model", "data", "objective", "optimizer", "schedule", "steps", "accumulate", "clip", "ema", "sharding",
+    "evaluation", "checkpointing", "log_every",
+)  # fmt: skip
+"""Fields of an ablation's base that the command line may set; the grid itself sets name and seed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Ablate:
+    """Runs a grid of experiments, or goes on with one, and reports quality, speed, memory and state."""
+
+    workdir: str | None = None
+    """Directory of the ablation; default: runs/NAME of the ablation."""
+    parallel: int = 1
+    """Points to run at a time; the cores are shared out among them."""
+    seeds: tuple[int, ...] | None = None
+    """Seeds to run, separated by commas; default: the ablation's."""
+    learning_rates: tuple[float, ...] | None = None
+    """Peak learning rates to try, separated by commas; default: the ablation's."""
+    json: bool = False
+    """Print the results of all points as one JSON object."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Writes one HTML page about runs, with curves and tables."""
+
+    out: str | None = None
+    """File to write; default: report.html, in the run directory if there is but one run."""
+    json: bool = False
+    """Print where it lies as one JSON object."""
+
+
+def ablate(target: str, options: Ablate, overrides: Mapping[str, str]) -> None:
+    """Runs ``headway ablate``."""
+    if options.parallel < 1:
+        raise UserError(f"--parallel {options.parallel}: at least 1")
+
+    from research.ablation.grid import load_ablation, rows, with_overrides
+
+    ablation = with_overrides(load_ablation(target), overrides)
+    chosen = {"seeds": options.seeds, "learning_rates": options.learning_rates}
+    ablation = dataclasses.replace(ablation, **{k: v for k, v in chosen.items() if v is not None})
+    combinations = rows(ablation, message)
+    directory = Path(options.workdir or f"runs/{ablation.name}")
+
+    from research.ablation.report import summaries, table, text_table, write
+    from research.ablation.runner import run
+
+    results = run(ablation, combinations, directory, parallel=options.parallel, report=message)
+    page = write(ablation, combinations, results, directory)
+    if options.json:
+        print(json.dumps({"report": str(page), "points": results}))
+        return
+    print(text_table(*table(ablation, summaries(ablation, combinations, results))))
+    print(f"\nreport: {page}")
+
+
+def report(*runs: str, options: Report, overrides: Mapping[str, str]) -> None:
+    """Runs ``headway report``."""
+    del overrides
+    from research.report.runs import write_report
+
+    page = write_report(runs, None if options.out is None else Path(options.out))
+    print(json.dumps({"report": str(page)}) if options.json else page)
