@@ -17,7 +17,14 @@ from research.models.transformer import Transformer
 
 VOCABULARY, END, SLOTS = 7, 0, 6
 MODEL = Transformer(
-    vocabulary=VOCABULARY, layers=1, width=8, heads=2, kv_heads=1, feed_forward_width=8, dropout=0.0
+    vocabulary=VOCABULARY,
+    layers=1,
+    width=8,
+    heads=2,
+    kv_heads=1,
+    feed_forward_width=8,
+    dropout=0.0,
+    engine="reference",
 )
 SOURCE = np.array([[3, 4, 5, 0], [6, 2, 0, 0], [1, 1, 1, 1]], np.int32)
 LENGTHS = np.array([4, 3, 2], np.int32)

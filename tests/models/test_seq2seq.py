@@ -1,0 +1,118 @@
+"""The LSTM encoder-decoder: steps, shared memories, padding, reversal, and what attention is for."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from research.attention.masks import Tokens
+from research.inference.beam import Beam, beam_search
+from research.models.seq2seq import Alignment, Seq2Seq
+
+MODEL = Seq2Seq(vocabulary=11, layers=2, width=8, dropout=0.0)
+RNG = np.random.default_rng(0)
+SOURCE = jnp.asarray(RNG.integers(0, 11, (2, 5)), jnp.int32)
+TARGET = jnp.asarray(RNG.integers(1, 11, (6, 4)), jnp.int32)
+LENGTHS = jnp.array([5, 3], jnp.int32)
+PLACE = Tokens.of_lengths(LENGTHS, 5)
+
+
+def parameters(model):
+    shapes = jax.eval_shape(model.build().init, jax.random.key(0), SOURCE, SOURCE)["params"]
+    rng = np.random.default_rng(1)
+    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) * 0.5, jnp.float32), shapes)
+
+
+ATTENTIONS = {
+    "none": None,
+    "additive": Alignment(),
+    "coverage": Alignment(coverage=True),
+    "dot": Alignment("dot"),
+    "general": Alignment("general", "monotonic", window=1),
+    "concat": Alignment("concat", "predictive", window=1),
+}
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_a_token_at_a_time_with_shared_memories_equals_all_at_once(name):
+    feeding = name != "dot"
+    model = dataclasses.replace(
+        MODEL, attention=ATTENTIONS[name], input_feeding=feeding, tied_head=feeding, bidirectional=feeding
+    )
+    params, decoder = parameters(model), model.decoder()
+    target = TARGET.at[:, 0].set(0)
+    places = Tokens(PLACE.positions, jnp.repeat(PLACE.segments, 3, axis=0))
+    wanted = jax.jit(model.build().apply)({"params": params}, jnp.repeat(SOURCE, 3, axis=0), target, places)
+    # What stands in the padding changes nothing.
+    dirty = jnp.where(PLACE.segments == 0, 9, SOURCE)
+    memory = decoder.encode(params, dirty, PLACE)
+    step = jax.jit(lambda *args: decoder.step(params, *args))
+    cache = decoder.empty_cache(2, 4)
+    for i in range(4):
+        tokens = target[:, i : i + 1] if i else target[::3, :1]
+        logits, cache = step(tokens, memory, Tokens(jnp.full(tokens.shape, i, jnp.int32)), cache)
+        np.testing.assert_allclose(logits, wanted[:, i] if i else wanted[::3, 0], atol=2e-5, rtol=2e-5)
+        if i == 0:
+            cache = decoder.take_rows(cache, jnp.repeat(jnp.arange(2), 3))
+    weights = decoder.attention(cache)
+    if name == "none":
+        assert weights is None
+    elif name != "concat":  # whose Gaussian takes a part away
+        np.testing.assert_allclose(weights.sum(1), 1.0, rtol=1e-5)
+        assert not np.asarray(weights)[3:, 3:].any()
+    if name == "general":
+        assert not np.asarray(weights)[:3, :2].any()  # more than one token away from position 3
+
+
+def test_a_reversed_source_is_the_source_reversed():
+    plain = dataclasses.replace(MODEL, attention=None, bidirectional=False)
+    params = parameters(plain)
+    backwards = jnp.array([[*SOURCE[0, ::-1]], [*SOURCE[1, 2::-1], 0, 0]], jnp.int32)
+    reverse = dataclasses.replace(plain, reverse_source=True)
+    run = {m: jax.jit(m.build().apply) for m in (plain, reverse)}
+    np.testing.assert_allclose(
+        run[reverse]({"params": params}, SOURCE, TARGET[:2], PLACE),
+        run[plain]({"params": params}, backwards, TARGET[:2], PLACE),
+        atol=1e-6,
+    )
+
+
+def test_coverage_penalty_is_that_of_the_paper():
+    params, decoder = parameters(MODEL), MODEL.decoder()
+    found = beam_search(decoder, Beam(3, 0.6, 0.2), slots=4, end=0)(
+        params, SOURCE, LENGTHS, jnp.array([4, 4], jnp.int32)
+    )
+    step = jax.jit(lambda *args: decoder.step(params, *args))
+    for row in range(2):
+        source = SOURCE[row : row + 1]
+        memory = decoder.encode(params, source, Tokens.of_lengths(LENGTHS[row : row + 1], 5))
+        tokens = found.tokens[row, 0].tolist()
+        tokens = tokens[: tokens.index(0) + 1]
+        cache, total, received, before = None, 0.0, np.zeros(5), 0
+        for i, token in enumerate(tokens):
+            place = Tokens(jnp.full((1, 1), i, jnp.int32))
+            logits, cache = step(jnp.array([[before]], jnp.int32), memory, place, cache)
+            total += float(jax.nn.log_softmax(logits[0])[token])
+            received += np.asarray(decoder.attention(cache))[0]
+            before = token
+        penalty = np.log(np.minimum(received[: int(LENGTHS[row])], 1.0)).sum()
+        score = total / ((5 + len(tokens)) / 6) ** 0.6 + 0.2 * penalty
+        np.testing.assert_allclose(found.scores[row, 0], score, rtol=1e-4)
+        np.testing.assert_allclose(found.log_probabilities[row, 0], total, rtol=1e-4)
+
+
+def test_problems_are_told():
+    assert list(MODEL.problems()) == []
+    for wrong, words in (
+        (dataclasses.replace(MODEL, width=7), "half in each direction"),
+        (dataclasses.replace(MODEL, attention=Alignment("dot", coverage=True)), "for the score 'additive'"),
+        (
+            dataclasses.replace(MODEL, attention=Alignment("dot", "monotonic"), reverse_source=True),
+            "own order",
+        ),
+    ):
+        assert words in next(wrong.problems())

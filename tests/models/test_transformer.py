@@ -1,0 +1,149 @@
+"""The encoder-decoder Transformer against PyTorch's; step by step equals all at once; variants."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from research.attention.masks import Tokens
+from research.attention.mechanisms import SlidingWindow
+from research.attention.positions import Learned, Rotary
+from research.models.transformer import Transformer
+
+MODEL = Transformer(
+    vocabulary=11, layers=2, width=8, heads=2, feed_forward_width=12, dropout=0.0, engine="reference"
+)
+RNG = np.random.default_rng(0)
+SOURCE = jnp.asarray(RNG.integers(0, 11, (2, 5)), jnp.int32)
+TARGET = jnp.asarray(RNG.integers(0, 11, (2, 4)), jnp.int32)
+LENGTHS = jnp.array([5, 3], jnp.int32)
+PLACE = Tokens.of_lengths(LENGTHS, 5)
+
+
+@functools.cache
+def parameters(model):
+    shapes = jax.eval_shape(model.build().init, jax.random.key(0), SOURCE, TARGET)["params"]
+    rng = np.random.default_rng(1)
+    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) * 0.4, jnp.float32), shapes)
+
+
+def full(model, params=None, source=SOURCE, target=TARGET):
+    params = parameters(model) if params is None else params
+    return jax.jit(model.build().apply)({"params": params}, source, target, PLACE)
+
+
+def test_the_published_model_is_that_of_pytorch():
+    torch = pytest.importorskip("torch")
+    params = jax.tree.map(np.asarray, parameters(MODEL))
+    width, shared = MODEL.width, {"dropout": 0.0, "batch_first": True}
+    encoder_layer = torch.nn.TransformerEncoderLayer(width, 2, 12, **shared)
+    decoder_layer = torch.nn.TransformerDecoderLayer(width, 2, 12, **shared)
+    encoder = torch.nn.TransformerEncoder(encoder_layer, 2, enable_nested_tensor=False)
+    decoder = torch.nn.TransformerDecoder(decoder_layer, 2)
+
+    def copy(attention, p, i):
+        names = ("query", "key", "value")
+        kernels = [p[name]["kernel"][i].reshape(width, width).T for name in names]
+        attention.in_proj_weight.copy_(torch.tensor(np.concatenate(kernels)))
+        attention.in_proj_bias.copy_(
+            torch.tensor(np.concatenate([p[n]["bias"][i].reshape(-1) for n in names]))
+        )
+        attention.out_proj.weight.copy_(torch.tensor(p["output"]["kernel"][i].reshape(width, width).T))
+        attention.out_proj.bias.copy_(torch.tensor(p["output"]["bias"][i]))
+
+    with torch.no_grad():
+        for stack, layers in (("encoder", encoder.layers), ("decoder", decoder.layers)):
+            p = params[stack]["blocks"]
+            norms = ["attention_norm", "feed_forward_norm"]
+            if stack == "decoder":
+                norms.insert(1, "cross_attention_norm")
+            for i, layer in enumerate(layers):
+                copy(layer.self_attn, p["attention"], i)
+                if stack == "decoder":
+                    copy(layer.multihead_attn, p["cross_attention"], i)
+                for linear, name in ((layer.linear1, "up"), (layer.linear2, "down")):
+                    linear.weight.copy_(torch.tensor(p["feed_forward"][name]["kernel"][i].T))
+                    linear.bias.copy_(torch.tensor(p["feed_forward"][name]["bias"][i]))
+                for number, name in enumerate(norms, start=1):
+                    norm = getattr(layer, f"norm{number}")
+                    norm.weight.copy_(torch.tensor(p[name]["scale"][i]))
+                    norm.bias.copy_(torch.tensor(p[name]["bias"][i]))
+        table = params["token_embedding"]["table"]
+        channels = np.arange(width)
+        angles = np.arange(5)[:, None] / 10000 ** (channels // 2 * 2 / width)
+        encoding = np.where(channels % 2 == 0, np.sin(angles), np.cos(angles))
+
+        def embedded(tokens):
+            x = table[np.asarray(tokens)] * np.sqrt(width) + encoding[: tokens.shape[1]]
+            return torch.tensor(x, dtype=torch.float32)
+
+        padding = torch.tensor(np.asarray(PLACE.segments) == 0)
+        memory = encoder(embedded(SOURCE), src_key_padding_mask=padding)
+        causal = torch.nn.Transformer.generate_square_subsequent_mask(4)
+        out = decoder(embedded(TARGET), memory, tgt_mask=causal, memory_key_padding_mask=padding)
+        wanted = out.numpy() @ table.T
+    np.testing.assert_allclose(full(MODEL), wanted, atol=2e-4, rtol=2e-4)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        MODEL,
+        dataclasses.replace(
+            MODEL, placement="pre", norm="rms", positions=Rotary(), kv_heads=1, feed_forward="swiglu",
+            bias=False, tied_head=False, decoder_layers=1, depth="unroll",
+        ),
+        dataclasses.replace(MODEL, positions=Learned(), attention=SlidingWindow(window=2), context=6),
+    ],
+    ids=["published", "modern", "window"],
+)  # fmt: skip
+def test_a_token_at_a_time_with_shared_memories_equals_all_at_once(model):
+    params, decoder = parameters(model), model.decoder()
+    # Three rows for each source: they say different things and read one memory.
+    target = jnp.asarray(np.random.default_rng(2).integers(0, 11, (6, 4)), jnp.int32)
+    places = Tokens(PLACE.positions, jnp.repeat(PLACE.segments, 3, axis=0))
+    apply = jax.jit(model.build().apply)
+    wanted = apply({"params": params}, jnp.repeat(SOURCE, 3, axis=0), target, places)
+    step = jax.jit(lambda *args: decoder.step(params, *args))
+    memory = decoder.encode(params, SOURCE, PLACE)
+    cache = decoder.empty_cache(2, 4)
+    for i in range(4):
+        tokens = target[:, i : i + 1] if i else target[::3, :1]
+        place = Tokens(jnp.full(tokens.shape, i, jnp.int32))
+        logits, cache = step(tokens, memory, place, cache)
+        if i == 0:
+            # One row for each source, then each three times; what the memory gives is kept once.
+            np.testing.assert_allclose(logits, wanted[::3, 0], atol=2e-4, rtol=2e-4)
+            target = target.at[:, 0].set(jnp.repeat(target[::3, 0], 3))
+            wanted = apply({"params": params}, jnp.repeat(SOURCE, 3, axis=0), target, places)
+            cache = decoder.take_rows(cache, jnp.repeat(jnp.arange(2), 3))
+            memory = (jnp.full_like(memory[0], jnp.nan), memory[1])  # its keys and values are in the cache
+        else:
+            np.testing.assert_allclose(logits, wanted[:, i], atol=2e-4, rtol=2e-4)
+
+
+def test_padding_of_the_source_and_later_targets_change_nothing():
+    wanted = full(MODEL)
+    other = full(MODEL, source=SOURCE.at[1, 3:].set(7), target=TARGET.at[:, -1].set(1))
+    np.testing.assert_array_equal(other[:, :-1], wanted[:, :-1])
+
+
+def test_sizes_of_base_and_big():
+    sizes = {}
+    for name, model in (
+        ("base", Transformer(engine="reference")),
+        ("big", Transformer(width=1024, heads=16, feed_forward_width=4096, engine="reference")),
+    ):
+        shapes = jax.eval_shape(model.build().init, jax.random.key(0), SOURCE, TARGET)["params"]
+        sizes[name] = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    # Table 3 of the paper: 65 and 213 million.
+    assert abs(sizes["base"] - 65e6) < 2e6 and abs(sizes["big"] - 213e6) < 4e6
+    flops = Transformer().training_flops({"source": (1, 1), "tokens": (1, 1)}, visible=False)
+    # Of a source and a target token: 6 per weight of the products, and next to nothing for attention itself.
+    products = 6 * 3145728 + 6 * 4194304 + 512 * 37000
+    assert abs(flops / (6 * products) - 1) < 2e-3
