@@ -87,8 +87,8 @@ class Mechanism:
 
     def state_bytes(self, geometry: Geometry, length: int, dtype: jnp.dtype) -> int:
         """Returns the bytes of one layer's decoding state for one sequence of ``length`` tokens."""
-        shapes = jax.eval_shape(lambda: self.state(geometry, 1, length, dtype))
-        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+        shapes = jax.eval_shape(lambda: jax.tree.leaves(self.state(geometry, 1, length, dtype)))
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in shapes)
 
     def layers(self) -> tuple[tuple[Mechanism, bool], ...]:
         """Returns the repeating pattern over depth: mechanism of each layer, and whether it has positions."""

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from research.attention.engines import attend
 from research.attention.mechanisms import Differential
 from research.modules.attention import MultiHeadAttention
 from research.modules.norm import rms_norm
@@ -32,7 +33,7 @@ class DifferentialAttention(MultiHeadAttention):
         pairs, wide = geometry.kv_heads // 2, 2 * geometry.head_dim
         shape = (*v.shape[:2], pairs, 2, wide)
         v = jnp.broadcast_to(v.reshape(*v.shape[:2], pairs, 1, wide), shape)
-        out = super()._attend(q, k, v.reshape(*shape[:2], geometry.kv_heads, wide), **options)
+        out = attend(q, k, v.reshape(*shape[:2], geometry.kv_heads, wide), **options)
         out = out.reshape(*q.shape[:2], pairs, 2, geometry.heads // geometry.kv_heads, wide)
         out = out[:, :, :, 0] - self._weight().astype(out.dtype) * out[:, :, :, 1]
         out = rms_norm(out, self.param("pair_scale", nn.initializers.ones, (wide,), jnp.float32))

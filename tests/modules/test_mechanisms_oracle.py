@@ -1,0 +1,153 @@
+"""Mechanisms with a module or a parameter of their own, against their papers' equations in float64 NumPy."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from research.attention.mechanisms import Differential, Forgetting, Geometry, Latent, Softmax
+from research.attention.positions import Alibi, RelativeBias, Rotary, YaRN
+from research.modules.attention import AttentionSpec
+from research.modules.mixers import mixer
+
+BATCH, LENGTH, WIDTH, HEADS, DIM = 2, 6, 12, 4, 4
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(BATCH, LENGTH, WIDTH))
+SEEN = np.tril(np.ones((LENGTH, LENGTH), bool))
+
+
+def run(mechanism, positions=None, kv_heads=HEADS):
+    """Returns the output of a causal layer, and its parameters in float64."""
+    geometry = Geometry(WIDTH, HEADS, kv_heads, DIM)
+    module = mixer(AttentionSpec(geometry, mechanism, causal=True, positions=positions), "layer")
+    x = jnp.asarray(X, jnp.float32)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), x)["params"]
+    params = jax.tree.map(lambda leaf: RNG.normal(size=leaf.shape) * 0.5, shapes)
+    variables = {"params": jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)}
+    return np.asarray(jax.jit(module.apply)(variables, x)[0]), params
+
+
+def linear(x, params, equation="blw,whd->blhd"):
+    y = np.einsum(equation, x, params["kernel"])
+    return y + params["bias"] if "bias" in params else y
+
+
+def rms_norm(x, scale):
+    return x / np.sqrt(np.square(x).mean(-1, keepdims=True) + 1e-5) * scale
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def weights(scores, sink=None):
+    """Returns the causal softmax of [batch, heads, query, key] scores, with a sink logit per head."""
+    powers = np.where(SEEN, np.exp(scores), 0.0)
+    total = powers.sum(-1, keepdims=True)
+    return powers / (total if sink is None else total + np.exp(sink)[None, :, None, None])
+
+
+def projected(params):
+    return (linear(X, params[name]) for name in ("query", "key", "value"))
+
+
+def output(heads, params):
+    return linear(heads, params["output"], "blhd,hdw->blw")
+
+
+def turn(x, frequencies):
+    """Returns x turned by its positions, pairs half a head apart."""
+    angles = np.exp(1j * np.arange(LENGTH)[:, None] * frequencies)[None, :, None]
+    z = (x[..., : len(frequencies)] + 1j * x[..., len(frequencies) :]) * angles
+    return np.concatenate([z.real, z.imag], -1)
+
+
+def check(got, want):
+    np.testing.assert_allclose(got, want, atol=2e-5, rtol=2e-5)
+
+
+def test_softmax_with_everything():
+    got, params = run(Softmax(qk_norm=True, soft_cap=2.0, sink=True, gate=True), Alibi(), kv_heads=2)
+    q, k, v = projected(params)
+    q, k = rms_norm(q, params["query_scale"]), rms_norm(k, params["key_scale"])
+    k, v = np.repeat(k, 2, axis=2), np.repeat(v, 2, axis=2)
+    scores = 2.0 * np.tanh(np.einsum("bihd,bjhd->bhij", q, k) / np.sqrt(DIM) / 2.0)
+    place = np.arange(LENGTH)
+    slopes = 2.0 ** (-2.0 * np.arange(1, HEADS + 1))
+    scores -= slopes[:, None, None] * np.abs(place[:, None] - place[None])
+    heads = np.einsum("bhij,bjhd->bihd", weights(scores, params["sink"]), v)
+    check(got, output(heads * sigmoid(linear(X, params["output_gate"])), params))
+
+
+def test_relative_bias_is_a_table_of_distances():
+    got, params = run(Softmax(), RelativeBias(buckets=8, max_distance=100))
+    q, k, v = projected(params)
+    place = np.arange(LENGTH)
+    bucket = np.minimum(np.maximum(place[:, None] - place[None], 0), 4)  # 4 and 5 share one
+    scores = np.einsum("bihd,bjhd->bhij", q, k) / np.sqrt(DIM) + params["relative_bias"][bucket].transpose(
+        2, 0, 1
+    )
+    check(got, output(np.einsum("bhij,bjhd->bihd", weights(scores), v), params))
+
+
+def test_yarn_makes_scores_colder():
+    encoding = Rotary(scaling=YaRN(factor=16.0, context=10**6))
+    got, params = run(Softmax(), encoding)
+    q, k, v = projected(params)
+    frequencies = np.array([1.0, 0.01])  # both turn more than 32 times in so long a context
+    scores = np.einsum("bihd,bjhd->bhij", turn(q, frequencies), turn(k, frequencies)) / np.sqrt(DIM)
+    scores *= (0.1 * np.log(16.0) + 1) ** 2
+    check(got, output(np.einsum("bhij,bjhd->bihd", weights(scores), v), params))
+
+
+def test_forgetting_is_the_papers():
+    got, params = run(Forgetting(), kv_heads=2)
+    q, k, v = projected(params)
+    gates = sigmoid(linear(X, params["forget"], "blw,wh->blh"))
+    scores = np.einsum("bihd,bjhd->bhij", q, np.repeat(k, 2, axis=2)) / np.sqrt(DIM)
+    for i in range(LENGTH):
+        for j in range(i):
+            scores[:, :, i, j] += np.log(gates[:, j + 1 : i + 1].prod(axis=1))
+    check(got, output(np.einsum("bhij,bjhd->bihd", weights(scores), np.repeat(v, 2, axis=2)), params))
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_differential_is_the_papers(kv_heads):
+    got, params = run(Differential(initial=0.3), kv_heads=kv_heads)
+    q, k, v = projected(params)
+    dot = [params[f"lambda_query_{n}"] @ params[f"lambda_key_{n}"] for n in (1, 2)]
+    lam = np.exp(dot[0]) - np.exp(dot[1]) + 0.3
+    v = v.reshape(BATCH, LENGTH, kv_heads // 2, 2 * DIM)
+    group, pairs = HEADS // kv_heads, []
+    for pair in range(HEADS // 2):
+        kv_pair, one = pair // group, pair % group
+        maps = []
+        for which in range(2):
+            head = (2 * kv_pair + which) * group + one
+            scores = np.einsum("bid,bjd->bij", q[:, :, head], k[:, :, 2 * kv_pair + which]) / np.sqrt(DIM)
+            maps.append(weights(scores[:, None])[:, 0])
+        read = np.einsum("bij,bjd->bid", maps[0] - lam * maps[1], v[:, :, kv_pair])
+        pairs.append(rms_norm(read, params["pair_scale"]) * (1 - 0.3))
+    check(got, output(np.stack(pairs, 2).reshape(BATCH, LENGTH, HEADS, DIM), params))
+
+
+@pytest.mark.parametrize("positions", [Rotary(base=100.0), None])
+@pytest.mark.parametrize("query_rank", [5, None])
+def test_latent_is_deepseeks(positions, query_rank):
+    got, params = run(Latent(rank=6, query_rank=query_rank, rotary_dim=2), positions)
+    down = linear(X, params["latent"], "blw,wr->blr")
+    latent, shared = rms_norm(down[..., :6], params["latent_norm"]["scale"]), down[..., None, 6:]
+    source = X
+    if query_rank is not None:
+        source = linear(X, params["query_latent"], "blw,wr->blr")
+        source = rms_norm(source, params["query_latent_norm"]["scale"])
+    q = linear(source, params["query"])
+    turned = q[..., DIM:]
+    if positions is not None:
+        turned, shared = turn(turned, np.ones(1)), turn(shared, np.ones(1))
+    k, v = linear(latent, params["key"]), linear(latent, params["value"])
+    scores = np.einsum("bihd,bjhd->bhij", q[..., :DIM], k)
+    scores += np.einsum("bihd,bjd->bhij", turned, shared[:, :, 0])
+    check(got, output(np.einsum("bhij,bjhd->bihd", weights(scores / np.sqrt(DIM + 2)), v), params))
