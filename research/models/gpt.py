@@ -10,7 +10,7 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Int, Key
 
 from research.attention.cache import Slots
 from research.attention.catalogue import Attention
@@ -29,6 +29,7 @@ from research.modules.attention import AttentionSpec
 from research.modules.block import BlockSpec, Context, Stack, empty_cache
 from research.modules.embedding import Embedding, with_positions
 from research.modules.feed_forward import FeedForwardName
+from research.modules.head import project, projected_cross_entropy
 from research.modules.linear import Linear
 from research.modules.norm import Norm
 from research.modules.placement import placed
@@ -151,14 +152,17 @@ class GPTModule(nn.Module):
         place: Tokens | None = None,
         *,
         cache: tuple[tuple[Any, ...], Slots] | None = None,
+        targets: Int[Array, "batch length"] | None = None,
         key: Key[Array, ""] | None = None,
-    ) -> tuple[Float[Array, "batch length vocabulary"], tuple[tuple[Any, ...], Slots] | None]:
-        """Returns logits, float32, and the cache with these tokens in it, if one was given.
+    ) -> tuple[Any, tuple[tuple[Any, ...], Slots] | None]:
+        """Returns logits [batch, length, vocabulary], float32, and the cache with these tokens in it, if one
+        was given; with targets, -log p(target) and the log-partition [batch, length] instead of logits.
 
         Args:
           tokens: token ids.
           place: positions and segments of the tokens; None: 0, 1, 2 … in one document.
           cache: decoding state of the tokens before these.
+          targets: the token after each; what padding predicts is scored as if its state were 0.
           key: key of the dropout; None: no dropout.
         """
         gpt = self.gpt
@@ -174,11 +178,13 @@ class GPTModule(nn.Module):
             x, Context(tokens=place, slots=slots), layers, stack_key
         )
         x = placed(Norm(gpt.norm, gpt.bias, gpt.norm_epsilon, name="final_norm")(placed(x)))
-        if gpt.tied_head:
-            logits = embedding.attend(x)
-        else:
-            logits = Linear((gpt.width,), (gpt.vocabulary,), False, name="head")(x).astype(jnp.float32)
-        if gpt.logit_soft_cap is not None:
-            logits = gpt.logit_soft_cap * jnp.tanh(logits / gpt.logit_soft_cap)
-        logits = placed(logits)
-        return logits, None if layers is None or slots is None else (layers, slots)
+        kernel = embedding.table.T
+        if not gpt.tied_head:
+            kernel, _ = Linear((gpt.width,), (gpt.vocabulary,), False, name="head").weights()
+        cache = None if layers is None or slots is None else (layers, slots)
+        if targets is None:
+            return placed(project(x, kernel, gpt.logit_soft_cap)), cache
+        if place is not None and place.segments is not None:
+            # What padding holds may be NaN, and the gradient of its logarithm 0 * NaN.
+            x = jnp.where((place.segments != 0)[..., None], x, jnp.zeros((), x.dtype))
+        return projected_cross_entropy(x, kernel, targets, gpt.logit_soft_cap), cache

@@ -1,4 +1,4 @@
-"""Where activations lie on a mesh."""
+"""Where activations, and weights while they are used, lie on a mesh."""
 
 from __future__ import annotations
 
@@ -21,3 +21,11 @@ def placed(x: Float[Array, "batch length *rest"]) -> Float[Array, "batch length 
         return x
     rest = (P.UNCONSTRAINED,) * (x.ndim - 2)
     return jax.lax.with_sharding_constraint(x, P(BATCH_AXES, LENGTH_AXIS, *rest))
+
+
+def gathered(kernel: Float[Array, "inputs outputs"]) -> Float[Array, "inputs outputs"]:
+    """Returns a matrix whole on every device of the mesh in force, but for outputs split by "tensor"."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1 or "tensor" not in mesh.axis_names:
+        return kernel
+    return jax.lax.with_sharding_constraint(kernel, P(None, "tensor"))

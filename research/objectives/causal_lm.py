@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from research.attention.masks import Tokens
-from research.objectives.objective import Apply, Batch, Loss, cross_entropy
+from research.objectives.objective import Apply, Batch, Loss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,21 +33,22 @@ class CausalLM:
             )
 
     def inputs(self, batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Returns tokens, and where they stand."""
-        return (batch["tokens"], Tokens(batch["positions"], batch["segments"])), {}
+        """Returns tokens, where they stand, and targets to score."""
+        place = Tokens(batch["positions"], batch["segments"], in_order=True)
+        return (batch["tokens"], place), {"targets": batch["targets"]}
 
     def loss(self, apply: Apply) -> Loss:
-        """Returns the loss; ``apply``: (variables, tokens, place, key=) -> (logits, anything)."""
+        """Returns the loss.
+
+        ``apply``: (variables, tokens, place, targets=, key=) -> ((nats, log-partition), anything).
+        """
 
         def loss(
             params: Any, batch: Batch, key: Key[Array, ""] | None
         ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
             inputs, named = self.inputs(batch)
-            logits, _ = apply({"params": params}, *inputs, key=key, **named)
+            (nats, log_partition), _ = apply({"params": params}, *inputs, key=key, **named)
             weights = batch["weights"]
-            # What padding predicts may be NaN: it goes before the logarithm, whose gradient would be 0 * NaN.
-            logits = jnp.where((weights > 0)[..., None], logits, 0.0)
-            nats, log_partition = cross_entropy(logits, batch["targets"])
             total = (nats * weights).sum()
             penalty = (jnp.square(log_partition) * weights).sum() if self.z_loss else 0.0
             return total + self.z_loss * penalty, {"loss": total, "weight": weights.sum()}

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key
 
 Batch = dict[str, Array]
 Apply = Callable[..., Any]
@@ -27,15 +25,3 @@ class Objective(Protocol):
 
     def loss(self, apply: Apply) -> Loss:
         """Returns the loss: sums over a batch, "loss" (nats) and "weight" among them; the step divides."""
-
-
-def cross_entropy(
-    logits: Float[Array, "*batch classes"], targets: Int[Array, "*batch"]
-) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
-    """Returns -log softmax(logits)[target] in nats and the log-partition, both float32."""
-    logits = logits.astype(jnp.float32)
-    log_partition = jax.nn.logsumexp(logits, axis=-1)
-    # A comparison instead of a gather: its gradient is elementwise, and a sharded vocabulary stays sharded.
-    classes = jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1)
-    chosen = jnp.where(classes == targets[..., None], logits, 0.0).sum(-1)
-    return log_partition - chosen, log_partition

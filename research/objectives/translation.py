@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from research.attention.masks import Tokens
-from research.objectives.objective import Apply, Batch, Loss, cross_entropy
+from research.modules.head import cross_entropy
+from research.objectives.objective import Apply, Batch, Loss
 
 
 def smoothed_cross_entropy(

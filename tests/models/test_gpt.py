@@ -15,6 +15,7 @@ from research.attention.masks import ABSENT
 from research.attention.mechanisms import SlidingWindow, Softmax
 from research.attention.positions import Rotary, Sinusoidal
 from research.models.gpt import GPT
+from research.modules import head
 from research.training.paths import path_name
 
 TINY = GPT(vocabulary=17, context=16, layers=2, width=16, heads=4, depth="scan")
@@ -205,3 +206,23 @@ def test_initialisation_is_gpt2s():
     for part in (blocks["attention"]["output"], blocks["feed_forward"]["down"]):
         assert abs(part["kernel"].std() - 0.02 / np.sqrt(2 * 2)) < 0.0005
     assert not blocks["attention"]["query"]["bias"].any() and (blocks["attention_norm"]["scale"] == 1).all()
+
+
+@pytest.mark.parametrize("changes", [{}, {"tied_head": False, "logit_soft_cap": 2.0}])
+def test_scores_in_parts_are_those_of_the_logits(changes, monkeypatch):
+    gpt = dataclasses.replace(TINY, **changes)
+    targets = jnp.roll(TOKENS, -1, 1)
+
+    def total(params, targets):
+        (nats, log_partition), _ = gpt.build().apply({"params": params}, TOKENS, targets=targets)
+        return (nats + 0.1 * log_partition).sum(), nats
+
+    params, run = variables(gpt)["params"], jax.grad(total, has_aux=True)
+    want = jax.nn.log_softmax(logits(gpt))
+    want = -np.take_along_axis(np.asarray(want), np.asarray(targets)[..., None], -1)[..., 0]
+    whole, nats = jax.jit(run)(params, targets)
+    np.testing.assert_allclose(nats, want, atol=1e-5)
+    monkeypatch.setattr(head, "LOGITS", 4 * 2 * 10 * 17 // 5)  # a fifth of them
+    parts, nats = jax.jit(lambda *inputs: run(*inputs))(params, targets)
+    np.testing.assert_allclose(nats, want, atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-4), whole, parts)

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from research.modules.head import cross_entropy
 from research.objectives.causal_lm import CausalLM
-from research.objectives.objective import cross_entropy
 
 BATCH, LENGTH, VOCABULARY = 3, 5, 7
 
@@ -31,14 +31,18 @@ def plain(logits, targets):
 
 def batch_of(targets, weights):
     zeros = np.zeros_like(targets)
-    places = {"positions": zeros + np.arange(LENGTH, dtype=np.int32), "segments": zeros}
+    places = {
+        "positions": zeros + np.arange(LENGTH, dtype=np.int32),
+        "segments": (weights > 0).astype(np.int32),
+    }
     return jax.tree.map(jnp.asarray, {"tokens": zeros, "targets": targets, "weights": weights, **places})
 
 
-def table_model(variables, tokens, place, *, key):
+def table_model(variables, tokens, place, *, targets, key):
     """A model whose logits are its parameters."""
     assert place.positions.shape == place.segments.shape == tokens.shape and key is None
-    return variables["params"], None
+    logits = jnp.where((place.segments != 0)[..., None], variables["params"], 0.0)
+    return cross_entropy(logits, targets), None
 
 
 def loss_of(z_loss: float):
