@@ -1,12 +1,17 @@
-"""Commands on runs of masked language models: fill."""
+"""What commands do with runs of masked language models, and with minimal pairs: fill, evaluate."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-from research.errors import UserError
+from research.cli.command import message
+from research.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from research.training.trained import Trained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,3 +46,46 @@ def fill(target: str, text: str, options: Fill, overrides: Mapping[str, str]) ->
         width = max(len(candidate.token) for candidate in gap)
         for candidate in gap:
             print(f"  {candidate.probability:7.2%}  {candidate.token:{width}}  {candidate.text}")
+
+
+def evaluate(trained: Trained, overrides: Mapping[str, str], *, as_json: bool) -> None:
+    """Prints how many gaps a run fills right."""
+    from research.training import masked_language_model
+    from research.training.overrides import override
+
+    data = override(trained.experiment, overrides).data
+    whole = "data.path" in overrides and "data.split" not in overrides
+    found = masked_language_model.evaluate(trained, data, whole=whole, report=message)
+    if as_json:
+        print(json.dumps(found))
+        return
+    part = "all" if whole else "the validation part"
+    print(
+        f"{trained.directory.path} at step {trained.step}, on {part} of {data.path or data.source}:\n"
+        f"  {found['accuracy']:.2%} of {found['gaps']:,} masked tokens filled right, "
+        f"{found['loss']:.4f} nats per masked token"
+    )
+
+
+def evaluate_task(trained: Trained, task: str, overrides: Mapping[str, str], *, as_json: bool) -> None:
+    """Prints a table of accuracies on minimal pairs, by phenomenon, published ones beside it."""
+    from research.training import grammar
+
+    if task != "blimp":
+        raise UserError(f"--task {task!r} is unknown{nearest(task, ('blimp',))}")
+    if "data.path" not in overrides:
+        raise UserError(
+            "--task blimp needs --data.path FILE: JSON lines with sentence_good, sentence_bad, UID and "
+            "linguistics_term (github.com/alexwarstadt/blimp)"
+        )
+    found = grammar.evaluate(trained, overrides["data.path"], report=message)
+    if as_json:
+        print(json.dumps(found))
+        return
+    models = sorted(found["published"])
+    print(f"{found['run']} at step {found['step']}: {found['pairs']:,} minimal pairs, % right (chance 50)")
+    print(f"  {'phenomenon':26} {'run':>6}" + "".join(f" {model:>6}" for model in models))
+    rows: list[tuple[str, str, Any]] = [(name, name, value) for name, value in found["phenomena"].items()]
+    for label, name, value in [*rows, ("mean over paradigms", "mean", found["all"]["mean"])]:
+        beside = "".join(f" {100 * found['published'][model][name]:6.1f}" for model in models)
+        print(f"  {label:26} {100 * value:6.1f}{beside}")

@@ -12,6 +12,7 @@ import numpy as np
 from research.attention.masks import Tokens
 from research.data.masked_rows import PackedRows, PairRows
 from research.data.masked_text import MaskedText, PreparedMaskedText
+from research.data.sentences import Sentences
 from research.errors import UserError
 from research.models.bert import BERT
 from research.training.conclusion import Conclusion
@@ -54,6 +55,34 @@ def conclude(
         lines.append(f"real tokens in packed rows: {prepared.train.fill:.2%}")
     following = ('fill {run} "The value is ' + prepared.tokenizer.mask_name + '."', "show {run}")
     return Conclusion(values, tuple(lines), following)
+
+
+def evaluate(
+    trained: Trained, data: MaskedText, *, whole: bool, report: Callable[[str], None]
+) -> dict[str, Any]:
+    """Returns how well a checkpoint fills gaps in text: nats, accuracy, and the number of gaps.
+
+    Args:
+      trained: the checkpoint.
+      data: the text.
+      whole: measure all of the text that ``data`` names, and not only the part that it holds out.
+      report: receives messages.
+    """
+    tokenizer = trained.tokenizer
+    if whole:
+        texts = (text for _, text in data.texts(data.open(report).get()))
+        rows = PackedRows.of(Sentences.of(texts, tokenizer), tokenizer, data.length)
+        prepared = PreparedMaskedText(tokenizer, rows, rows, data)
+    else:
+        vocabulary = trained.experiment.model.vocabulary
+        prepared = data.prepare(vocabulary=vocabulary, tokenizer=tokenizer, report=report)
+    sums = measure(trained.functions, trained.params, prepared.valid_batches(**share()))
+    return {
+        "run": str(trained.directory.path),
+        "step": trained.step,
+        **prepared.metrics(sums),
+        "gaps": int(sums["weight"]),
+    }
 
 
 def _whole(rows: PackedRows | PairRows) -> Any:

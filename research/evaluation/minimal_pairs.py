@@ -1,0 +1,175 @@
+"""Minimal pairs (BLiMP; Warstadt et al., 2020): which of two sentences a model finds likelier."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import json
+import lzma
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from research.errors import UserError, nearest
+
+_TOKENS = 1 << 13
+"""Tokens scored at once."""
+_OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
+_FIELDS = ("sentence_good", "sentence_bad", "UID", "linguistics_term")
+
+Score = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+"""tokens [rows, width], lengths [rows], place [rows] -> log-probability [rows], float32, jitted. For a masked
+model: of the token at ``place``, which is hidden from it; for a causal one: of the whole row after its first
+token, ``place`` playing no part. What comes after the length of a row is padding."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """Two sentences that differ in one thing, one of them grammatical."""
+
+    good: str
+    bad: str
+    paradigm: str
+    """Name of the set of pairs it belongs to (BLiMP's UID)."""
+    phenomenon: str
+    """What those sets are about (BLiMP's linguistics_term)."""
+
+
+def read_pairs(path: str | Path) -> list[Pair]:
+    """Returns the pairs of a file of JSON lines (plain, .gz or .xz), or of all such files in a directory.
+
+    Raises:
+      UserError: no such file, or one that cannot be read; a line that is not JSON or lacks a field. The
+        message names file, line and field.
+    """
+    path = Path(path).expanduser()
+    files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+    if not files or not all(file.is_file() for file in files):
+        raise UserError(f"no file of minimal pairs at {path} (--data.path): JSON lines, plain, .gz or .xz")
+    return [pair for file in files for pair in _read(file)]
+
+
+def _read(file: Path) -> Iterator[Pair]:
+    try:
+        with _OPENERS.get(file.suffix, open)(file, "rt", encoding="utf-8") as stream:
+            for number, line in enumerate(stream, start=1):
+                if line.strip():
+                    yield _pair(line, f"{file}, line {number}")
+    except (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError) as error:
+        raise UserError(f"cannot read {file}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _pair(line: str, where: str) -> Pair:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where}: not JSON ({error.msg} at column {error.colno})") from None
+    if not isinstance(record, dict):
+        raise UserError(f"{where}: a {type(record).__name__}, where a JSON object should be")
+    for field in _FIELDS:
+        if field not in record:
+            raise UserError(f"{where}: no field {field!r}{nearest(field, record) if record else ''}")
+        if not isinstance(record[field], str) or not record[field].strip():
+            raise UserError(f"{where}: field {field!r} is {record[field]!r}, not text")
+    return Pair(*(record[field] for field in _FIELDS))
+
+
+def pseudo_log_likelihoods(score: Score, sequences: Sequence[Sequence[int]]) -> np.ndarray:
+    """Returns the sum, over a sequence's inner tokens, of log p(token | all others) (Salazar et al., 2020).
+
+    Args:
+      score: a masked model's.
+      sequences: token ids, with what the model expects before and after a sentence; those two are not scored.
+    """
+    rows = [(i, place) for i, ids in enumerate(sequences) for place in range(1, len(ids) - 1)]
+    return _sums(score, sequences, rows)
+
+
+def log_likelihoods(score: Score, sequences: Sequence[Sequence[int]]) -> np.ndarray:
+    """Returns the sum, over a sequence's tokens after the first, of log p(token | those before it).
+
+    Args:
+      score: a causal model's.
+      sequences: token ids, each beginning with the token that begins a text.
+    """
+    return _sums(score, sequences, [(i, 0) for i in range(len(sequences))])
+
+
+def _sums(score: Score, sequences: Sequence[Sequence[int]], rows: list[tuple[int, int]]) -> np.ndarray:
+    """Returns the sum of the scores of each sequence's rows (sequence, place), batched by width."""
+    totals = np.zeros(len(sequences), np.float64)
+    buckets: dict[int, list[tuple[int, int]]] = {}
+    for row in rows:
+        buckets.setdefault(_width(len(sequences[row[0]])), []).append(row)
+    for width, members in sorted(buckets.items()):
+        size = max(1, _TOKENS // width)
+        parts = [members[start : start + size] for start in range(0, len(members), size)]
+        # Every batch is dispatched before any is waited for.
+        found = [score(*_arrays(sequences, part, size, width)) for part in parts]
+        for part, values in zip(parts, found, strict=True):
+            index = [i for i, _ in part]
+            np.add.at(totals, index, np.asarray(values, np.float64)[: len(part)])
+    return totals
+
+
+def _width(length: int) -> int:
+    """Returns the width of the batch for a sequence: few of them, so that little is compiled."""
+    step = 4 if length <= 32 else 16 if length <= 128 else 64
+    return -(-length // step) * step
+
+
+def _arrays(
+    sequences: Sequence[Sequence[int]], rows: list[tuple[int, int]], size: int, width: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    tokens = np.zeros((size, width), np.int32)
+    lengths, places = np.ones(size, np.int32), np.zeros(size, np.int32)
+    for row, (i, place) in enumerate(rows):
+        lengths[row], places[row] = len(sequences[i]), place
+        tokens[row, : lengths[row]] = sequences[i]
+    return tokens, lengths, places
+
+
+def accuracies(pairs: Sequence[Pair], good: np.ndarray, bad: np.ndarray) -> dict[str, dict[str, float]]:
+    """Returns the share of pairs whose good sentence scores higher; ties count as wrong.
+
+    "paradigms": by name; "phenomena": the mean over the paradigms of each; "all": {"mean": the mean over
+    paradigms}, BLiMP's figure.
+    """
+    right: dict[str, list[bool]] = {}
+    about: dict[str, set[str]] = {}
+    for pair, better in zip(pairs, (good > bad).tolist(), strict=True):
+        right.setdefault(pair.paradigm, []).append(better)
+        about.setdefault(pair.phenomenon, set()).add(pair.paradigm)
+    paradigms = {name: float(np.mean(found)) for name, found in sorted(right.items())}
+    phenomena = {
+        name: float(np.mean([paradigms[p] for p in members])) for name, members in sorted(about.items())
+    }
+    mean = float(np.mean(list(paradigms.values())))
+    return {"paradigms": paradigms, "phenomena": phenomena, "all": {"mean": mean}}
+
+
+def published(path: str | Path, pairs: Iterable[Pair]) -> dict[str, dict[str, float]]:
+    """Returns published accuracies by model, then phenomenon ("mean": over all paradigms), if they are there.
+
+    They are read from BLiMP's ``models_summary.jsonl`` beside the pairs: one line per paradigm.
+    """
+    path = Path(path).expanduser()
+    file = (path if path.is_dir() else path.parent) / "models_summary.jsonl"
+    if not file.is_file():
+        return {}
+    about = {pair.paradigm: pair.phenomenon for pair in pairs}
+    by_model: dict[str, dict[str, list[float]]] = {}
+    for line in file.read_text(encoding="utf-8").splitlines():
+        record = json.loads(line) if line.strip() else {}
+        if record.get("UID") not in about:
+            continue
+        for model, value in record.items():
+            if isinstance(value, float):
+                for name in (about[record["UID"]], "mean"):
+                    by_model.setdefault(model, {}).setdefault(name, []).append(value)
+    return {
+        model: {name: float(np.mean(values)) for name, values in found.items()}
+        for model, found in by_model.items()
+    }
