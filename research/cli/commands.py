@@ -9,6 +9,7 @@ from research.cli import (
     interchange,
     language_models,
     masked_language_models,
+    translation,
 )
 from research.cli.command import Command
 
@@ -19,9 +20,10 @@ COMMANDS = {
         language_models.Evaluate(),
         "RUN",
         language_models.evaluate,
-        overrides=("data.path", "data.field", "data.split"),
+        overrides=("data.path", "data.field", "data.split", "data.source", "data.target", "data.tokenised"),
     ),
     "sample": Command(language_models.Sample(), "RUN", language_models.sample, overrides=()),
+    "translate": Command(translation.Translate(), "RUN", translation.translate, overrides=()),
     "fill": Command(masked_language_models.Fill(), "RUN TEXT", masked_language_models.fill, overrides=()),
     "align": Command(alignment.Align(), "SOURCE TARGET", alignment.align, overrides=()),
     "import": Command(interchange.Import(), "DIRECTORY", interchange.import_, overrides=()),

@@ -6,17 +6,27 @@ import dataclasses
 import json
 from collections.abc import Mapping
 
+from research.cli import masked_language_models, translation
 from research.cli.command import message
 from research.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
-    """Measures a run on its validation text, or on all of another text (--data.path P; with --data.split
-    documents or tail, on the part of it that training would hold out)."""
+    """Measures a run: a language model on its validation text, or on all of another text (--data.path P; with
+    --data.split documents or tail, on the part of it that training would hold out); a translation model on
+    its test sets, or on two files (--data.source S --data.target T). With --task blimp, a language model on
+    minimal pairs (--data.path FILE)."""
+
+    task: str | None = None
+    """"blimp": the share of minimal pairs whose grammatical sentence the model finds likelier."""
 
     checkpoint: str = "best"
     """Checkpoint to load: best (lowest validation loss), newest, or a step."""
+    beam: int = 5
+    """Width of the beam, for translation."""
+    length_penalty: float = 1.0
+    """Length penalty of the beam search, for translation (see translate)."""
     json: bool = False
     """Print the result as one JSON object."""
 
@@ -49,14 +59,27 @@ class Sample:
 
 
 def evaluate(target: str, options: Evaluate, overrides: Mapping[str, str]) -> None:
-    """Prints how well a run predicts text."""
+    """Prints how well a run predicts text, or translates."""
+    from research.inference.beam import Beam
+    from research.objectives.masked_lm import MaskedLM
+    from research.objectives.translation import Translation
     from research.training import language_model
     from research.training.overrides import override
     from research.training.trained import load
 
     trained = load(target, options.checkpoint)
+    if isinstance(trained.experiment.objective, Translation):
+        beam = Beam(options.beam, options.length_penalty)
+        translation.evaluate(trained, overrides, beam, as_json=options.json)
+        return
+    if options.task is not None:
+        masked_language_models.evaluate_task(trained, options.task, overrides, as_json=options.json)
+        return
     if "data.path" in overrides:
         overrides = {"data.source": "files", **overrides}
+    if isinstance(trained.experiment.objective, MaskedLM):
+        masked_language_models.evaluate(trained, overrides, as_json=options.json)
+        return
     data = override(trained.experiment, overrides).data
     whole = "data.path" in overrides and "data.split" not in overrides
     found = language_model.evaluate(trained, data, whole=whole, report=message)

@@ -85,7 +85,8 @@ class Bitext:
     """Parallel text, how it is cut into tokens, and how pairs become batches."""
 
     corpus: str = "multi30k"
-    """Where the text is from: "multi30k", "files" (needs source and target), or "tfds:NAME"."""
+    """Where the text is from: "multi30k", "files" (needs source and target), "test" (files as well, but with
+    nothing to train on), or "tfds:NAME"."""
     source_language: str = "en"
     """Language translated from."""
     target_language: str = "de"
@@ -155,11 +156,13 @@ class Bitext:
         if self.corpus.startswith("tfds:"):
             name = self.corpus.removeprefix("tfds:")
             return NamedTranslation(name, self.source_language, self.target_language)
-        if self.corpus != "files":
-            choices = ("multi30k", "files", "tfds:NAME")
+        if self.corpus not in ("files", "test"):
+            choices = ("multi30k", "files", "test", "tfds:NAME")
             raise UserError(f"data.corpus {self.corpus!r} is unknown{nearest(self.corpus, choices)}")
         if self.source is None or self.target is None:
-            raise UserError('data.corpus "files" needs --data.source FILE and --data.target FILE')
+            raise UserError(f'data.corpus "{self.corpus}" needs --data.source FILE and --data.target FILE')
+        if self.corpus == "test":
+            return ParallelFiles({"test": (self.source, self.target)})
         files = {"train": (self.source, self.target)}
         if (self.valid_source is None) != (self.valid_target is None):
             raise UserError("data.valid_source and data.valid_target go together; one of them is missing")

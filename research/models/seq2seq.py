@@ -152,17 +152,17 @@ class Seq2SeqModule(nn.Module):
         inputs = [width * (2 if model.input_feeding else 1), *[width] * (model.layers - 1)]
         self.cells = [LSTMWeights(n, width) for n in inputs]
         if model.attention is not None:
-            self.combine = Linear((2 * width,), (width,), False, (2 * width) ** -0.5)
+            self.attentional = Linear((2 * width,), (width,), False, (2 * width) ** -0.5)
             how = model.attention
             if how.score != "dot":
-                self.query = Linear((width,), (width,), how.score == "additive", width**-0.5)
+                self.state_projection = Linear((width,), (width,), how.score == "additive", width**-0.5)
             if how.score in ("additive", "concat"):
-                self.key = Linear((width,), (width,), False, width**-0.5)
-                self.vector = self._vector("vector")
+                self.source_projection = Linear((width,), (width,), False, width**-0.5)
+                self.score_vector = self._vector("score_vector")
             if how.coverage:
                 self.coverage_vector = self._vector("coverage_vector")
             if how.locality == "predictive":
-                self.position = Linear((width,), (width,), False, width**-0.5)
+                self.position_projection = Linear((width,), (width,), False, width**-0.5)
                 self.position_vector = self._vector("position_vector")
         if not model.tied_head:
             self.head = Linear((width,), (model.vocabulary,), False, width**-0.5)
@@ -212,7 +212,11 @@ class Seq2SeqModule(nn.Module):
         x = dropout(self._embed(source), self.model.dropout, input_key)
         values, state = self.encoder(x, present, stack_key)
         how = self.model.attention
-        keys = self.key(values) if how is not None and how.score in ("additive", "concat") else values
+        keys = (
+            self.source_projection(values)
+            if how is not None and how.score in ("additive", "concat")
+            else values
+        )
         return SourceMemory(state, values, keys, present)
 
     def decode(
@@ -272,15 +276,15 @@ class Seq2SeqModule(nn.Module):
         how, cells = self.model.attention, tuple(cell() for cell in self.cells)
         if how is None:
             return DecoderWeights(cells)
-        query, bias = self.query.weights() if how.score != "dot" else (None, None)
+        query, bias = self.state_projection.weights() if how.score != "dot" else (None, None)
         return DecoderWeights(
             cells,
-            combine=self.combine.weights()[0],
+            combine=self.attentional.weights()[0],
             query=query,
             query_bias=bias,
-            vector=self.vector if how.score in ("additive", "concat") else None,
+            vector=self.score_vector if how.score in ("additive", "concat") else None,
             coverage_vector=self.coverage_vector if how.coverage else None,
-            position=self.position.weights()[0] if how.locality == "predictive" else None,
+            position=self.position_projection.weights()[0] if how.locality == "predictive" else None,
             position_vector=self.position_vector if how.locality == "predictive" else None,
         )
 

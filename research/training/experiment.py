@@ -17,6 +17,7 @@ from research.data.masked_text import MaskedText
 from research.data.text import TextData
 from research.models.bert import BERT
 from research.models.gpt import GPT
+from research.models.seq2seq import Seq2Seq
 from research.models.transformer import Transformer
 from research.objectives.causal_lm import CausalLM
 from research.objectives.masked_lm import MaskedLM
@@ -25,7 +26,7 @@ from research.objectives.translation import Translation
 from research.training.optimizer import AdamW, Optimizer
 from research.training.schedule import Cosine, Schedule
 
-Model = GPT | BERT | Transformer
+Model = GPT | BERT | Transformer | Seq2Seq
 """Networks that can be trained."""
 Data = TextData | MaskedText | Bitext | AssociativeRecall | Induction | ListOperations
 """What they can be trained on."""
@@ -35,7 +36,7 @@ LEARNABLE: dict[type, tuple[tuple[type, ...], tuple[type, ...]]] = {
     CausalLM: ((GPT,), (TextData,)),
     MaskedLM: ((BERT,), (MaskedText,)),
     Recall: ((GPT,), (AssociativeRecall, Induction, ListOperations)),
-    Translation: ((Transformer,), (Bitext,)),
+    Translation: ((Transformer, Seq2Seq), (Bitext,)),
 }
 """For each objective: the models that can learn it, and the data that it can be learned from."""
 

@@ -15,8 +15,9 @@ import jax
 from research.objectives.causal_lm import CausalLM
 from research.objectives.masked_lm import MaskedLM
 from research.objectives.recall import Recall
+from research.objectives.translation import Translation
 from research.scale.mesh import make_mesh
-from research.training import language_model, masked_language_model, recall
+from research.training import language_model, masked_language_model, recall, translation
 from research.training.conclusion import Conclusion
 from research.training.description import to_json
 from research.training.experiment import Experiment
@@ -30,6 +31,7 @@ CONCLUSIONS: dict[type, Callable[..., Conclusion]] = {
     CausalLM: language_model.conclude,
     MaskedLM: masked_language_model.conclude,
     Recall: recall.conclude,
+    Translation: translation.conclude,
 }
 """What is measured at the end, by objective: (experiment, prepared, functions, parameters, report)."""
 

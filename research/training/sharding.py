@@ -18,6 +18,11 @@ it and replicates it if not: key/value heads may be fewer than the tensor axis."
 
 _HIDDEN = "(up|gate)"
 FSDP_TENSOR: Table = (
+    (r"(forward|backward|cells)_\d+/(kernel|recurrent)$", P("fsdp", "tensor")),
+    (r"(forward|backward|cells)_\d+/bias$", P("tensor")),
+    (r"((state|source|position)_projection|attentional)/kernel$", P("fsdp", "tensor")),
+    (r"state_projection/bias$", P("tensor")),
+    (r"(score|coverage|position)_vector$", P()),
     (r"token_embedding/table$", P("tensor", "fsdp")),
     (r"position_embedding/table$", P(None, "fsdp")),
     (r"type_embedding/table$", P(None, "fsdp")),
@@ -36,7 +41,11 @@ FSDP_TENSOR: Table = (
     (r"down/kernel$", P(None, "tensor", "fsdp")),
     (r"down/bias$", P(None, "fsdp")),
     (r"(query_)?latent/kernel$", P(None, "fsdp", None)),
-    (r"forget/kernel$", P(None, "fsdp", "tensor?")),
+    (r"(forget|strength)/kernel$", P(None, "fsdp", "tensor?")),
+    (r"decay/kernel$", P(None, None, "tensor?", None)),
+    (r"decay_latent/kernel$", P(None, "fsdp", None)),
+    (r"(query|key|value)_convolution$", P(None, None, "tensor?", None)),
+    (r"(decay_bias|(decay|skip)_scale)$", P()),
     (r"(norm/(scale|bias)|(query|key|pair)_scale|sink|relative_bias|forget/bias|lambda_\w+)$", P()),
 )
 

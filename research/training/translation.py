@@ -8,7 +8,6 @@ from typing import Any
 from research.data.bitext import Bitext, PreparedBitext
 from research.data.tokenizer import Tokenizer
 from research.errors import UserError
-from research.evaluation.bleu import by_length, scores
 from research.inference.beam import Beam
 from research.inference.translate import Translator
 from research.models.transformer import Transformer
@@ -64,6 +63,8 @@ def evaluate(trained: Trained, data: Bitext, *, beam: Beam, report: Callable[[st
       UserError: the text cannot be read, holds nothing but training text, or is of other languages than the
         run was trained for.
     """
+    from research.evaluation.bleu import by_length, scores
+
     own = trained.experiment.data
     languages, asked = ((x.source_language, x.target_language) for x in (own, data))
     if asked != languages:

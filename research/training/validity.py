@@ -19,6 +19,7 @@ from research.data.text import TextData
 from research.errors import UserError
 from research.models.bert import BERT
 from research.models.gpt import GPT
+from research.models.seq2seq import Alignment, Seq2Seq
 from research.models.stacks import nearest_divisors
 from research.models.transformer import Transformer
 from research.objectives.causal_lm import CausalLM
@@ -102,6 +103,8 @@ _RANGES: dict[type, dict[str, Range]] = {
         **dict.fromkeys(("kv_heads", "feed_forward_width"), AT_LEAST_1),
         "dropout": RATE,
     },
+    Seq2Seq: {**dict.fromkeys(("vocabulary", "context", "layers", "width"), AT_LEAST_1), "dropout": RATE},
+    Alignment: {"window": AT_LEAST_1},
     Bitext: {
         "valid_fraction": PART,
         "ratio": ("at least 1", lambda x: x >= 1),

@@ -1,0 +1,106 @@
+"""Commands on runs of translation models: translate, and evaluate."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from research.cli.command import message
+from research.errors import UserError
+
+if TYPE_CHECKING:
+    from research.inference.beam import Beam
+    from research.training.trained import Trained
+
+
+@dataclasses.dataclass(frozen=True)
+class Translate:
+    """Translates lines from standard input to standard output, line by line, in their order."""
+
+    beam: int = 5
+    """Width of the beam; 1: greedy."""
+    length_penalty: float = 1.0
+    """alpha of the score log P / ((5 + length) / 6)^alpha (Wu et al., 2016); 0: the likeliest text."""
+    coverage_penalty: float = 0.0
+    """beta of the coverage penalty (Wu et al., 2016), for LSTMs with attention."""
+    n_best: int = 0
+    """Print this many candidates of each line, as "line ||| text ||| score ||| log-probability"."""
+    checkpoint: str = "best"
+    """Checkpoint to load: best (lowest validation loss), newest, or a step."""
+    json: bool = False
+    """Print one JSON object for each line: its candidates with their scores."""
+
+
+def translate(target: str, options: Translate, overrides: Mapping[str, str]) -> None:
+    """Prints translations of the lines of standard input; progress goes to standard error."""
+    del overrides
+    from research.inference.beam import Beam
+    from research.objectives.translation import Translation
+    from research.training.trained import load
+    from research.training.translation import translator
+
+    if not 0 <= options.n_best <= options.beam:
+        raise UserError(f"--n-best {options.n_best}: at most the beam of {options.beam}")
+    beam = Beam(options.beam, options.length_penalty, options.coverage_penalty)
+    trained = load(target, options.checkpoint)
+    if not isinstance(trained.experiment.objective, Translation):
+        raise UserError(f"{target} is no translation model")
+    model = translator(trained.experiment.model, trained.params, trained.tokenizer, beam)
+    if beam.width > trained.experiment.model.vocabulary:
+        raise UserError(
+            f"--beam {beam.width} is larger than the vocabulary: {trained.experiment.model.vocabulary} tokens"
+        )
+    begin, told = time.monotonic(), 0
+    for number, candidates in enumerate(model.translate(_lines())):
+        if options.json:
+            print(json.dumps({"candidates": [dataclasses.asdict(one) for one in candidates]}))
+        elif options.n_best:
+            for one in candidates[: options.n_best]:
+                print(f"{number} ||| {one.text} ||| {one.score:.6f} ||| {one.log_probability:.6f}")
+        else:
+            print(candidates[0].text)
+        if model.counts.lines != told:
+            told = model.counts.lines
+            message(f"{told:,} lines, {told / (time.monotonic() - begin):.1f} per second")
+    if model.counts.truncated:
+        message(
+            f"warning: of {model.counts.truncated:,} lines only the beginning was translated: they exceed "
+            f"the {trained.experiment.model.context:,} tokens of model.context"
+        )
+
+
+def _lines() -> Iterator[str]:
+    """Yields the lines of standard input; UserError, with its number, for one that is not UTF-8."""
+    for number, line in enumerate(sys.stdin.buffer, start=1):
+        try:
+            yield line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"standard input, line {number} is not UTF-8 (byte {error.start})") from None
+
+
+def evaluate(trained: Trained, overrides: Mapping[str, str], beam: Beam, *, as_json: bool) -> None:
+    """Prints the scores of a run's translations of its tests, or of the files that the overrides name."""
+    from research.training import translation
+    from research.training.overrides import override
+
+    if "data.source" in overrides:
+        overrides = {"data.corpus": "test", **overrides}
+    data = override(trained.experiment, overrides).data
+    found = translation.evaluate(trained, data, beam=beam, report=message)
+    if as_json:
+        print(json.dumps(found))
+        return
+    print(f"{trained.directory.path} at step {trained.step}, beam {beam.width}:")
+    for split, result in found["splits"].items():
+        print(f"{split} ({result['sentences']:,} sentences)")
+        for name in ("bleu", "chrf2", "ter"):
+            print(f"  {result[name]['text']}")
+        print("  BLEU by source length: " + ", ".join(map(_row, result["by_length"])))
+
+
+def _row(row: dict[str, Any]) -> str:
+    return f"{row['first']}-{row['last']} words {row['bleu']:.1f} ({row['sentences']})"
