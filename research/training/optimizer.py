@@ -12,9 +12,9 @@ from optax import contrib
 
 from research.training.paths import path_name
 
-NO_DECAY = re.compile(r"(bias|scale)$")
+NO_DECAY = re.compile(r"(bias|scale|sink|lambda_\w+)$")
 """Parameters that weight decay leaves alone."""
-MATRIX = re.compile(r"blocks/.*kernel$")
+MATRIX = re.compile(r"blocks(_\d+)?/.*kernel$")
 """Parameters that Muon orthogonalises."""
 
 
@@ -121,7 +121,7 @@ def matrix_axes(path: Any, leaf: Any) -> contrib.MuonDimensionNumbers:
 
     Projections to heads are [layers, width, heads, head_dim], from heads [layers, heads, head_dim, width].
     """
-    inputs = leaf.ndim - 2 if "output" in path_name(path) else 1
+    inputs = leaf.ndim - 2 if path_name(path).endswith("output/kernel") else 1
     return contrib.MuonDimensionNumbers(
         reduction_axis=tuple(range(1, 1 + inputs)), output_axis=tuple(range(1 + inputs, leaf.ndim))
     )

@@ -28,6 +28,8 @@ def values(declared) -> st.SearchStrategy:
             branches.append(st.builds(member, **{name: values(kind) for name, kind in fields.items()}))
         elif typing.get_origin(member) is typing.Literal:
             branches.append(st.sampled_from(typing.get_args(member)))
+        elif typing.get_origin(member) is tuple:
+            branches.append(st.lists(values(typing.get_args(member)[0]), max_size=3).map(tuple))
         elif member is float:
             branches.append(st.floats(allow_nan=False, allow_infinity=False))
         else:
@@ -108,8 +110,8 @@ def test_left_out_fields_take_their_defaults():
         ),
         (
             {"model": {"positions": "learnt"}},
-            "experiment.model.positions: expected 'learned' or 'sinusoidal' or 'rotary' or none, "
-            "found 'learnt'; did you mean 'learned'?",
+            "experiment.model.positions: expected 'learned' or 'sinusoidal' or 'rotary' or 'alibi' or "
+            "'relative-bias' or none, found 'learnt'; did you mean 'learned'?",
         ),
     ],
 )

@@ -38,6 +38,24 @@ ONE = {"data": 1, "fsdp": 1, "tensor": 1, "sequence": 1}
             "'sinusoidal' needs an even model.width, not 3",
         ),
         (
+            {"model.positions": "relative-bias", "model.positions.max_distance": "16"},
+            "needs at least 2 buckets and a max_distance above a half of them, not 32 and 16",
+        ),
+        (
+            {
+                "model.positions": "rotary",
+                "model.positions.scaling": "yarn",
+                "model.positions.scaling.factor": "0.5",
+            },
+            "model.positions.scaling.factor is 0.5; it must be at least 1",
+        ),
+        ({"model.attention": "differential"}, "'differential' needs an even number of model.heads, not 3"),
+        ({"model.attention": "latent", "model.kv_heads": "1"}, "leave model.kv_heads out"),
+        (
+            {"model.attention": "big-bird", "model.attention.block": "0"},
+            "model.attention.block is 0; it must be at least 1",
+        ),
+        (
             {"data.length": "257"},
             "data.length 257 is longer than model.context 256; the longest possible is 256",
         ),
