@@ -51,7 +51,7 @@ class Recall:
             # What padding predicts may be NaN: it goes before the logarithm, whose gradient would be 0 * NaN.
             logits = jnp.where((weights > 0)[..., None], logits, 0.0)
             nats, _ = cross_entropy(logits, batch["targets"])
-            correct = (logits.argmax(-1) == batch["targets"]) * weights
+            correct = jnp.where(logits.argmax(-1) == batch["targets"], weights, 0.0)
             total = (nats * weights).sum()
             return total, {"loss": total, "weight": weights.sum(), "correct": correct.sum()}
 

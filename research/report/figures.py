@@ -13,7 +13,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c6d31")
 """Okabe and Ito's, told apart by the colour-blind too, less the yellow, which is pale on white."""
-MARKERS = "osD^vPX*"
+MARKERS = "osD^vPX"
+"""Seven to eight colours, so that the pairs repeat late."""
 _STYLES = ("-", "--", ":", "-.")
 _SETTINGS = {
     "font.size": 10,
@@ -145,7 +146,7 @@ def _figure(x: str, y: str, title: str) -> tuple[Figure, Axes]:
 
 
 def _look(number: int) -> tuple[str, str, str]:
-    """Returns colour, marker and line style of the ``number``-th series; no two of the first 32 are alike."""
+    """Returns colour, marker and line style of the ``number``-th series; no two of the first 56 are alike."""
     return (
         COLOURS[number % len(COLOURS)],
         MARKERS[number % len(MARKERS)],
