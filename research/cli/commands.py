@@ -9,6 +9,7 @@ from research.cli import (
     interchange,
     language_models,
     masked_language_models,
+    planning,
     translation,
 )
 from research.cli.command import Command
@@ -22,6 +23,7 @@ COMMANDS = {
         language_models.evaluate,
         overrides=("data.path", "data.field", "data.split", "data.source", "data.target", "data.tokenised"),
     ),
+    "plan": Command(planning.Plan(), "EXPERIMENT", planning.plan),
     "sample": Command(language_models.Sample(), "RUN", language_models.sample, overrides=()),
     "translate": Command(translation.Translate(), "RUN", translation.translate, overrides=()),
     "fill": Command(masked_language_models.Fill(), "RUN TEXT", masked_language_models.fill, overrides=()),

@@ -136,11 +136,11 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
         )
         for row in found["sharding"]
     ]
-    yield from _table(rows)
+    yield from table(rows)
     yield ""
     yield "memory on each device, predicted by compiling the training step for these devices"
-    yield from _table(
-        [(name.replace("_", " "), _size(size)) for name, size in found["memory_per_device"].items()]
+    yield from table(
+        [(name.replace("_", " "), size(count)) for name, count in found["memory_per_device"].items()]
     )
     if "run" in found:
         yield from _run_lines(found["run"])
@@ -149,10 +149,10 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
 def _run_lines(run: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield f"run {run['run']}: step {run['step']}, checkpoints {', '.join(map(str, run['checkpoints']))}"
-    yield from _table([(name, f"{value:.6g}") for name, value in run["metrics"].items()])
+    yield from table([(name, f"{value:.6g}") for name, value in run["metrics"].items()])
     yield ""
     rows = [("parameter", "norm", "root mean square")]
-    yield from _table(rows + [(p, f"{n['norm']:.5g}", f"{n['rms']:.5g}") for p, n in run["norms"].items()])
+    yield from table(rows + [(p, f"{n['norm']:.5g}", f"{n['rms']:.5g}") for p, n in run["norms"].items()])
 
 
 def _description_lines(value: Mapping[str, Any], indent: str) -> Iterator[str]:
@@ -164,7 +164,8 @@ def _description_lines(value: Mapping[str, Any], indent: str) -> Iterator[str]:
             yield f"{indent}{name}: {'none' if item is None else item}"
 
 
-def _table(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
+def table(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
+    """Yields rows of cells as aligned lines."""
     widths: dict[int, int] = collections.defaultdict(int)
     for row in rows:
         for column, cell in enumerate(row):
@@ -173,7 +174,8 @@ def _table(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
         yield ("  " + "  ".join(cell.ljust(widths[column]) for column, cell in enumerate(row))).rstrip()
 
 
-def _size(count: int) -> str:
+def size(count: int) -> str:
+    """Returns a number of bytes in a binary unit."""
     for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if count >= scale:
             return f"{count / scale:.1f} {unit}"

@@ -1,0 +1,50 @@
+"""The command plan."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+
+from research.cli.command import experiment_of, message
+from research.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Compiles an experiment for TPU slices that are not here: whether it fits, what it sends, how fast."""
+
+    topology: str | None = None
+    """Slice to compile for: v5e:4x4, v6e:16x16, v5p:4x4x4, v4:2x2x4 …"""
+    slices: int = 1
+    """Slices; the mesh axis data runs between them."""
+    step: str = "train"
+    """What to compile: train or eval."""
+    search: bool = False
+    """Plan strategies x recomputation x micro-batches, and print those that nothing beats (true or false)."""
+    json: bool = False
+    """Print everything as one JSON object."""
+
+
+def plan(target: str, options: Plan, overrides: Mapping[str, str]) -> None:
+    """Prints what an experiment needs on chips that are not here."""
+    from research.scale.chips import CHIPS, default_platform_is_cpu, topology
+    from research.training.plan import STEPS, search, text
+    from research.training.plan import plan as planned
+
+    if options.topology is None:
+        raise UserError(f"plan: needs --topology CHIP:AxB, such as v5e:4x4; chips: {', '.join(CHIPS)}")
+    if options.step not in STEPS:
+        raise UserError(f"--step {options.step}: {' or '.join(STEPS)}")
+    experiment = experiment_of(target, overrides, options)
+    default_platform_is_cpu()
+    place = topology(options.topology, options.slices)
+    if options.search:
+        rows = search(experiment, place, message)
+        if options.json:
+            print(json.dumps(rows))
+        for row in rows if not options.json else ():
+            print(", ".join(f"{name} {value}" for name, value in row.items()))
+        return
+    found = planned(experiment, place, options.step)
+    print(json.dumps(found) if options.json else text(found))

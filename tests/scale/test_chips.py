@@ -1,0 +1,50 @@
+"""Topologies: what is refused, and meshes over simulated slices."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+
+import pytest
+
+from research.errors import UserError
+from research.scale.chips import CHIPS, Topology, topology
+
+LIBTPU = importlib.util.find_spec("libtpu") is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("v5:4x4", "topology 'v5:4x4' is unknown; did you mean 'v5"),
+        ("v5e", "topology 'v5e' is unknown; give it as CHIP:AxB"),
+        ("v5p:4x4", "slices of v5p have 3 sides: v5p:4x4x4"),
+        ("v5e:4x4x4", "slices of v5e have 2 sides: v5e:4x4"),
+    ],
+)
+def test_an_unknown_topology_is_one_line(name, line):
+    with pytest.raises(UserError) as error:
+        topology(name)
+    assert line in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.skipif(LIBTPU, reason="the compiler for TPUs is installed")
+def test_a_missing_compiler_is_one_line():
+    with pytest.raises(UserError, match=r"needs their compiler, the package libtpu: pip install"):
+        topology("v5e:4x4")
+
+
+@dataclasses.dataclass(frozen=True)
+class Fake:
+    """A device, as far as refusing a mesh looks at it."""
+
+    id: int
+
+
+@pytest.mark.parametrize("axes", [(1, 3, 1, 1), (-1, -1, 1, 1), (1, 4, 1, 1), (3, -1, 1, 1)])
+def test_axes_that_do_not_multiply_up_are_one_line(axes):
+    slices = Topology("v5e:2x2", CHIPS["v5e"], 2, [Fake(i) for i in range(8)])
+    if axes == (1, 4, 1, 1):  # data becomes the two slices
+        slices = dataclasses.replace(slices, devices=slices.devices[:6])
+    with pytest.raises(UserError, match=r"is no mesh of 2 x v5e:2x2 \(\d chips\): axes multiply up"):
+        slices.mesh(*axes)
