@@ -9,6 +9,8 @@ from typing import Literal
 
 import jax.numpy as jnp
 
+from research.attention.hashing import Reformer
+from research.attention.low_rank import Linformer
 from research.attention.mechanisms import (
     Differential,
     Forgetting,
@@ -19,11 +21,24 @@ from research.attention.mechanisms import (
     Softmax,
 )
 from research.attention.positions import Positions
+from research.attention.recurrent_mechanisms import (
+    GLA,
+    Based,
+    DeltaNet,
+    GatedDeltaNet,
+    KimiDelta,
+    LinearTransformer,
+    Mamba2,
+    Performer,
+    Retention,
+)
 from research.attention.sparse_mechanisms import BigBird, Longformer, SparseTransformer
 
 Single = (
     Softmax | SlidingWindow | Latent | Differential | Forgetting | Longformer | BigBird | SparseTransformer
-)
+    | Linformer | Reformer
+    | LinearTransformer | Performer | Based | Retention | GLA | Mamba2 | DeltaNet | GatedDeltaNet | KimiDelta
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

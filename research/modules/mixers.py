@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import flax.linen as nn
 
+from research.attention.hashing import Reformer
+from research.attention.low_rank import Linformer
 from research.attention.mechanisms import Differential, Forgetting, Latent, Mechanism, Softmax
+from research.attention.recurrent_mechanisms import Recurrent
 from research.modules.attention import AttentionSpec, MultiHeadAttention
 from research.modules.differential import DifferentialAttention
 from research.modules.forgetting import ForgettingAttention
+from research.modules.hashing import HashedAttention
 from research.modules.latent import LatentAttention
+from research.modules.low_rank import LowRankAttention
+from research.modules.recurrent import RecurrentAttention
 
 MIXERS: dict[type[Mechanism], type[nn.Module]] = {
     Differential: DifferentialAttention,
     Forgetting: ForgettingAttention,
     Latent: LatentAttention,
+    Linformer: LowRankAttention,
+    Reformer: HashedAttention,
+    Recurrent: RecurrentAttention,
     Softmax: MultiHeadAttention,
 }
 """Modules by kind of mechanism, subclasses included; the first that fits counts. Each is called as

@@ -46,7 +46,7 @@ FSDP_TENSOR: Table = (
     (r"decay_latent/kernel$", P(None, "fsdp", None)),
     (r"(query|key|value)_convolution$", P(None, None, "tensor?", None)),
     (r"(decay_bias|(decay|skip)_scale)$", P()),
-    (r"(norm/(scale|bias)|(query|key|pair)_scale|sink|relative_bias|forget/bias|lambda_\w+)$", P()),
+    (r"(norm/(scale|bias)|(query|key|pair)_scale|sink|relative_bias|mixture|forget/bias|lambda_\w+)$", P()),
 )
 
 

@@ -1,0 +1,304 @@
+"""Linear attention with a matrix state: one chunked engine for every decay, additive or delta rule.
+
+The state S of a head is a matrix [key_dim, value_dim] that a token first decays, then writes to, then reads:
+
+    additive:  S <- diag(a_t) S,  S <- S + k_t v_t^T,                                  o_t = S^T q_t
+    delta:     S <- diag(a_t) S,  S <- S + beta_t k_t (v_t - S^T k_t)^T,               o_t = S^T q_t
+
+The sequence is cut into chunks. What a chunk does to the state is affine, S <- transition S + update, and so
+is what it reads: all chunks are summarised at once by matrix products, one short scan carries the state from
+chunk to chunk, and one more product reads it (Hua et al., 2022; Sun et al., 2023; Yang et al., 2023, 2024;
+Dao & Gu, 2024). Time and memory are linear in length, the gradient's too; a chunk of one token is the
+recurrence.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from research.attention.decayed_products import assembled, decayed_products
+from research.attention.engines import blank
+from research.attention.masks import ABSENT, Tokens
+
+CHUNK = 64
+"""Tokens in a chunk."""
+
+
+def recurrent(
+    q: Float[Array, "batch length heads key_dim"],
+    k: Float[Array, "batch length heads key_dim"],
+    v: Float[Array, "batch length heads value_dim"],
+    *,
+    log_decay: Float[Array, "*decay"] | None = None,
+    strength: Float[Array, "batch length heads"] | None = None,
+    tokens: Tokens | None = None,
+    state: Float[Array, "batch heads key_dim value_dim"] | None = None,
+    itself: bool = True,
+    chunk: int = CHUNK,
+) -> tuple[Float[Array, "batch length heads value_dim"], Float[Array, "batch heads key_dim value_dim"]]:
+    """Returns what every token reads, dtype of v, and the state after the last token, float32.
+
+    Args:
+      q: queries.
+      k: keys.
+      v: values.
+      log_decay: log a_t, at most 0 (-inf forgets everything): [heads], the same for every token; [batch,
+        length, heads]; or [batch, length, heads, key_dim]; None: nothing is forgotten.
+      strength: beta_t of the delta rule; None: additive.
+      tokens: positions and segments; None: one document without padding.
+      state: state before the first token; None: 0.
+      itself: whether a token reads what it writes itself (additive only).
+      chunk: tokens in a chunk, a power of two; what it is changes rounding only.
+
+    A token whose segment differs from that of the real token before it starts a document, with a state of 0;
+    the first document of a row continues ``state``. Tokens of segment 0, or at position ABSENT, are padding:
+    they may hold NaN, change nothing, and read 0. States and sums are float32. No exponential is ever taken
+    of a positive number: decay may be as strong as it likes. A vector decay can be differentiated once, in
+    reverse mode; everything else any number of times, in both.
+
+    Raises:
+      ValueError: ``chunk`` is no power of two, or a token must not read itself under the delta rule.
+    """
+    if chunk < 1 or chunk & (chunk - 1):
+        raise ValueError(f"chunks of {chunk} tokens: a power of two")
+    if strength is not None and not itself:
+        raise ValueError("under the delta rule a token reads what it writes")
+    batch, length, heads, _ = q.shape
+    if log_decay is not None:
+        log_decay = log_decay.astype(jnp.float32)
+        shape = (1, 1, heads, 1) if log_decay.ndim == 1 else (*log_decay.shape[:3], -1)
+        log_decay = log_decay.reshape(shape)
+    if strength is not None:
+        strength = strength.astype(jnp.float32)[..., None]
+    if tokens is not None:
+        q, k, v, log_decay, strength = _within_documents(q, k, v, log_decay, strength, tokens)
+    chunk = min(chunk, 1 << (length - 1).bit_length())
+    cut = functools.partial(_cut, length=length, chunk=chunk)
+    summarise = jax.checkpoint(functools.partial(_summarise, itself=itself))
+    local, read, transition, update = summarise(*(cut(x) for x in (q, k, v, log_decay, strength)))
+    if state is None:
+        state = jnp.zeros((batch, heads, k.shape[-1], v.shape[-1]), jnp.float32)
+
+    def carry(state: Array, step: tuple[Array | None, Array]) -> tuple[Array, Array]:
+        transition, update = step
+        kept = state
+        if strength is not None:
+            kept = _product(transition, state)  # type: ignore[arg-type]
+        elif transition is not None:
+            kept = state * transition
+        return kept + update, state
+
+    chunks = jax.tree.map(lambda x: jnp.moveaxis(x, 2, 0), (transition, update))
+    state, states = jax.lax.scan(carry, state, chunks)
+    out = local + _dot("bhnik,bhnkv->bhniv", read, jnp.moveaxis(states, 0, 2).astype(read.dtype))
+    out = out.reshape(batch, heads, -1, v.shape[-1])[:, :, :length]
+    return out.swapaxes(1, 2).astype(v.dtype), state
+
+
+def both_ways(
+    q: Float[Array, "batch length heads key_dim"],
+    k: Float[Array, "batch length heads key_dim"],
+    v: Float[Array, "batch length heads value_dim"],
+    *,
+    log_decay: Float[Array, "*decay"] | None = None,
+    strength: Float[Array, "batch length heads"] | None = None,
+    tokens: Tokens | None = None,
+    chunk: int = CHUNK,
+) -> Float[Array, "batch length heads value_dim"]:
+    """Returns what every token reads of its whole document: one pass forwards and one backwards, summed.
+
+    The arguments are those of ``recurrent``. Additive: every pair counts once, so that without decay this is
+    q_t^T times the sum of k v^T over the document; with decay, a pair is weighted by the decays of all
+    tokens between and of the later one (forwards) or the earlier one (backwards). Delta: each pass has a
+    memory of its own, to which the token itself has been written.
+    """
+    out, _ = recurrent(q, k, v, log_decay=log_decay, strength=strength, tokens=tokens, chunk=chunk)
+    turn = functools.partial(jax.tree.map, lambda x: x if x.ndim == 1 else x[:, ::-1])
+    turned = turn((q, k, v, log_decay, strength, tokens))
+    back, _ = recurrent(
+        *turned[:3], log_decay=turned[3], strength=turned[4], tokens=turned[5],
+        itself=strength is not None, chunk=chunk,
+    )  # fmt: skip
+    return out + back[:, ::-1]
+
+
+def summed(
+    q: Float[Array, "batch q_len heads key_dim"],
+    k: Float[Array, "batch kv_len heads key_dim"],
+    v: Float[Array, "batch kv_len heads value_dim"],
+    *,
+    q_tokens: Tokens | None = None,
+    kv_tokens: Tokens | None = None,
+) -> Float[Array, "batch q_len heads value_dim"]:
+    """Returns q_i^T times the sum of k v^T over all real keys, dtype of v: cross-attention with a kernel.
+
+    Padding (segment 0) is left out on both sides; segments are not told apart otherwise.
+    """
+    if kv_tokens is not None:
+        k, v = blank(k, kv_tokens), blank(v, kv_tokens)
+    if q_tokens is not None:
+        q = blank(q, q_tokens)
+    state = _dot("bjhk,bjhv->bhkv", k, v)
+    return _dot("bihk,bhkv->bihv", q, state.astype(q.dtype)).astype(v.dtype)
+
+
+def real_tokens(tokens: Tokens) -> Bool[Array, "#batch length"]:
+    """Returns True where there is a token, False for padding."""
+    real = tokens.positions != ABSENT
+    return real if tokens.segments is None else real & (tokens.segments != 0)
+
+
+def document_starts(tokens: Tokens) -> Bool[Array, "#batch length"]:
+    """Returns True at the first token of every document of a row but its first.
+
+    Padding starts nothing, wherever it stands: a document goes on after it.
+    """
+    real = real_tokens(tokens)
+    if tokens.segments is None:
+        return jnp.zeros_like(real)
+    index = jnp.where(real, jnp.arange(tokens.length, dtype=jnp.int32)[None], -1)
+    last = jax.lax.cummax(index, axis=1)
+    before = jnp.concatenate([jnp.full_like(last[:, :1], -1), last[:, :-1]], axis=1)
+    segment_before = jnp.take_along_axis(tokens.segments, jnp.maximum(before, 0), axis=1)
+    return real & (before >= 0) & (segment_before != tokens.segments)
+
+
+def _within_documents(
+    q: Array, k: Array, v: Array, log_decay: Array | None, strength: Array | None, tokens: Tokens
+) -> tuple[Array, Array, Array, Array, Array | None]:
+    """Returns the arguments, padding changing nothing and decay forgetting all where a document starts."""
+    real = real_tokens(tokens)[:, :, None, None]
+    q, k, v = (jnp.where(real, x, jnp.zeros((), x.dtype)) for x in (q, k, v))
+    if strength is not None:
+        strength = jnp.where(real, strength, 0.0)
+    decay = jnp.zeros((1, 1, 1, 1), jnp.float32) if log_decay is None else log_decay
+    decay = jnp.where(real, decay, 0.0)
+    return q, k, v, jnp.where(document_starts(tokens)[:, :, None, None], -jnp.inf, decay), strength
+
+
+def _cut(x: Array | None, *, length: int, chunk: int) -> Array | None:
+    """Returns [batch, length, heads, dim] as [batch, heads, chunks, chunk, dim], filled up with zeros."""
+    if x is None:
+        return None
+    x = jnp.broadcast_to(x, (x.shape[0], length, *x.shape[2:]))
+    x = jnp.pad(x, ((0, 0), (0, -length % chunk), (0, 0), (0, 0))).swapaxes(1, 2)
+    return x.reshape(*x.shape[:2], -1, chunk, x.shape[-1])
+
+
+def _dot(equation: str, *operands: Array) -> Array:
+    """Returns an einsum accumulated in float32."""
+    return jnp.einsum(equation, *operands, preferred_element_type=jnp.float32)
+
+
+def _summarise(
+    q: Float[Array, "batch heads chunks chunk key_dim"],
+    k: Float[Array, "batch heads chunks chunk key_dim"],
+    v: Float[Array, "batch heads chunks chunk value_dim"],
+    log_decay: Float[Array, "#batch #heads chunks chunk #key_dim"] | None,
+    strength: Float[Array, "batch heads chunks chunk 1"] | None,
+    *,
+    itself: bool,
+) -> tuple[Array, Array, Array | None, Array]:
+    """Returns every chunk's local, read, transition and update.
+
+    A chunk that starts with the state S outputs local + read S and ends with transition S + update (delta) or
+    transition * S + update (additive; None: 1).
+    """
+    dtype, size = v.dtype, k.shape[-2]
+    read, read_by_k, write, transition = q, k, k, None
+    rows = (q,) if strength is None else (q, k)
+    if log_decay is None or log_decay.shape[-1] == 1:
+        scores = tuple(_dot("bhnid,bhnjd->bhnij", row, k) for row in rows)
+    if log_decay is not None:
+        if log_decay.shape[-1] == 1:
+            decays, since, until = _scalar_decays(log_decay)
+            scores = tuple(score * decays for score in scores)
+        else:
+            scores, since, until = decayed_products(rows, k, log_decay)
+        read, read_by_k, write = (
+            (x * decay).astype(dtype) for x, decay in ((q, since), (k, since), (k, until))
+        )
+        transition = since[..., -1, :, None]
+
+    def below(scores: Array, diagonal: int) -> Array:
+        return jnp.where(jnp.tri(size, k=diagonal, dtype=bool)[None, None, None], scores, 0.0)
+
+    attend = below(scores[0], 0 if itself else -1).astype(dtype)
+    if strength is None:
+        local = _dot("bhnij,bhnjv->bhniv", attend, v)
+        return local, read, transition, _dot("bhnjk,bhnjv->bhnkv", write, v)
+    # Token i writes k_i beta_i (v_i - what k_i reads of S - what k_i reads of earlier writes): a triangular
+    # system, whose solution is affine in S (the UT transform of Yang et al., 2024).
+    right = strength * jnp.concatenate([v, read_by_k], axis=-1).astype(jnp.float32)
+    inverse = unit_lower_inverse(strength * below(scores[1], -1))
+    written = _product(inverse, right).astype(dtype)
+    split = functools.partial(jnp.split, indices_or_sections=[v.shape[-1]], axis=-1)
+    local, less = split(_dot("bhnij,bhnjv->bhniv", attend, written))
+    update, erased = split(_dot("bhnjk,bhnjv->bhnkv", write, written))
+    kept = jnp.eye(k.shape[-1])[None, None, None]
+    transition = (kept if transition is None else kept * transition) - erased
+    return local, (read - less).astype(dtype), transition, update
+
+
+def _scalar_decays(log_decay: Float[Array, "batch heads chunks chunk 1"]) -> tuple[Array, Array, Array]:
+    """Returns the decays from j to i for all pairs, from the start through i, and after j to the end.
+
+    Each sum of logarithms is taken on its own, by a product with a triangle of ones: differences of
+    cumulative sums lose their digits where decay is strong.
+    """
+    size = log_decay.shape[-2]
+    # exp(-200) is 0 in float32: the same decay, and no infinity times 0.
+    log_decay = jnp.maximum(log_decay, -200.0)
+    upto = jnp.tri(size)[None, None, None]
+    sums = _product(upto, jnp.where(jnp.tri(size, k=-1, dtype=bool)[None, None, None], log_decay, 0.0))
+    since, until = _product(upto, log_decay), _product(jnp.tri(size, k=-1).T[None, None, None], log_decay)
+    return jnp.exp(sums), jnp.exp(since), jnp.exp(until)
+
+
+@jax.custom_jvp
+def unit_lower_inverse(
+    below: Float[Array, "batch heads chunks chunk chunk"],
+) -> Float[Array, "batch heads chunks chunk chunk"]:
+    """Returns the inverse of 1 + below, of which ``below`` is 0 on and above the diagonal.
+
+    By blocks, for sizes that are powers of two: the inverse of [[A, 0], [B, D]] is [[A^-1, 0], [-D^-1 B A^-1,
+    D^-1]]. These are matrix products, many times as fast as a batched triangular solve on a CPU, and they are
+    split over devices as the rest is.
+    """
+    size = below.shape[-1]
+    width = min(8, size)
+
+    def blocks(width: int, step: int, down: int) -> Array:
+        starts = range(0, size, step)
+        return jnp.stack([below[..., a + down : a + down + width, a : a + width] for a in starts], axis=3)
+
+    # Blocks of 8 all at once: X - X B X, where B has the part below the diagonal blocks of 1, 2 and 4.
+    corner = blocks(width, width, 0)
+    index = np.arange(width)
+    level = np.frexp(index[:, None] ^ index[None])[1] - 1  # of the pair's first difference; -1: none
+    inverse = jnp.eye(width)[None, None, None, None] - jnp.where(level == 0, corner, 0.0)
+    for n in range(1, width.bit_length() - 1):
+        part = jnp.where(level == n, corner, 0.0)
+        inverse = inverse - _product(_product(inverse, part), inverse)
+    while width < size:
+        first, second = inverse[:, :, :, 0::2], inverse[:, :, :, 1::2]
+        across = -_product(_product(second, blocks(width, 2 * width, width)), first)
+        inverse = assembled(first, across, second)
+        width *= 2
+    return inverse[:, :, :, 0]
+
+
+def _product(a: Array, b: Array) -> Array:
+    """Returns the matrix product, exact in float32 on every backend."""
+    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+
+
+@unit_lower_inverse.defjvp
+def _unit_lower_inverse_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    inverse = unit_lower_inverse(*primals)
+    return inverse, -_product(_product(inverse, tangents[0]), inverse)
