@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Literal
 
 import numpy as np
@@ -27,8 +28,8 @@ class Masking:
     """Share of them that a random token replaces; the rest stay as they are."""
 
     def most(self, length: int) -> int:
-        """Returns the tokens predicted in a full row of ``length`` tokens."""
-        return max(1, round(self.rate * length))
+        """Returns the most tokens that are predicted in a row of ``length``, two of them special."""
+        return max(1, math.ceil(self.rate * (length - 2)))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -47,6 +48,8 @@ class Kinds:
 class Draws:
     """Everything random about masking a batch, drawn at once, so that rows can be dealt to processes."""
 
+    rounding: Float[np.ndarray, " batch"]
+    """Decide whether a fraction of a token is rounded up, so that the rate holds on average."""
     scores: Float[np.ndarray, "batch length"]
     """Decide which tokens, words or spans come first."""
     spans: Int64[np.ndarray, "batch length"]
@@ -60,6 +63,7 @@ class Draws:
     def of(cls, random: np.random.Generator, batch: int, length: int, selected: int) -> Draws:
         """Returns the draws for a batch, in a fixed order."""
         return cls(
+            random.random(batch),
             random.random((batch, length)),
             np.minimum(random.geometric(1 / _SPAN_MEAN, (batch, length)), _SPAN_MOST),
             random.random((batch, selected)),
@@ -68,7 +72,7 @@ class Draws:
 
     def __getitem__(self, rows: slice) -> Draws:
         """Returns the draws of some rows."""
-        return Draws(self.scores[rows], self.spans[rows], self.fates[rows], self.replacements[rows])
+        return Draws(*(getattr(self, field.name)[rows] for field in dataclasses.fields(self)))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -88,12 +92,13 @@ class Masked:
 def mask(tokens: Int[np.ndarray, "batch length"], how: Masking, kinds: Kinds, draws: Draws) -> Masked:
     """Returns the rows with a fixed share of their tokens selected, and replaced as ``how`` says.
 
-    Exactly round(rate * candidates) tokens of a row are selected, at least one if there is a candidate; whole
-    words, which must not be cut, may come to fewer. Tokens of a span share their fate; others have their own.
+    Of a row, rate * candidates tokens are selected, rounded up or down at random, and at least one if there
+    is a candidate; whole words, which must not be cut, may come to fewer. Tokens of a span share their fate;
+    others have their own.
     """
     candidates = ~kinds.special[tokens]
     counts = candidates.sum(1)
-    wanted = np.minimum(np.maximum(np.round(how.rate * counts).astype(int), 1), counts)
+    wanted = np.minimum(np.maximum(np.floor(how.rate * counts + draws.rounding).astype(int), 1), counts)
     most = draws.fates.shape[1]
     wanted = np.minimum(wanted, most)
     if how.unit == "tokens":
