@@ -13,6 +13,8 @@ import pytest
 
 from research.attention import Tokens
 from research.attention.catalogue import Interleaved, Single
+from research.attention.hashing import Reformer
+from research.attention.low_rank import Linformer
 from research.attention.masks import ABSENT
 from research.attention.mechanisms import (
     Differential,
@@ -61,6 +63,7 @@ SMALL = {
     SlidingWindow: {"window": 3}, Longformer: {"window": 2, "dilation": 2},
     BigBird: {"block": 2, "window": 2, "global_blocks": 1, "random_blocks": 1},
     SparseTransformer: {"stride": 3}, Latent: {"rank": 6, "query_rank": 5, "rotary_dim": 2},
+    Linformer: {"rank": 3}, Reformer: {"buckets": 4, "rounds": 2},
 }  # fmt: skip
 """Fields that make a pattern of a mechanism show within a few tokens."""
 PLAIN = [Case(cls(**SMALL.get(cls, {}))) for cls in typing.get_args(Single)]
@@ -98,10 +101,10 @@ def parameters(case: Case, causal: bool):
     return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) * 0.4, jnp.float32), tree)
 
 
-def rows(padding: float) -> tuple[jax.Array, Tokens]:
+def rows(padding: float, *, packed: bool = True) -> tuple[jax.Array, Tokens]:
     """Returns five rows: X; X with a token changed; two documents and padding; each of them with padding.
 
-    The documents are the first 5 tokens of X, and OTHER.
+    The documents are the first 5 tokens of X, and OTHER. Not packed: the third row lacks the second document.
     """
     x = np.full((5, LENGTH, WIDTH), padding, np.float32)
     segments = np.zeros((5, LENGTH), np.int32)
@@ -114,6 +117,8 @@ def rows(padding: float) -> tuple[jax.Array, Tokens]:
     positions[2, 5:] -= 5
     x[3, :5], segments[3, :5] = X[:5], 1
     x[4, :4], segments[4, :4] = OTHER, 1
+    if not packed:
+        x[2, 5:], segments[2, 5:] = padding, 0
     return jnp.asarray(x), Tokens(jnp.asarray(positions), jnp.asarray(segments))
 
 
@@ -122,16 +127,20 @@ def outputs(case: Case, causal: bool) -> dict[str, np.ndarray]:
     """Returns the output of the rows, by what their padding holds."""
     stack, params = case.stack(causal=causal), parameters(case, causal)
     run = jax.jit(lambda x, tokens: stack.apply({"params": params}, x, Context(tokens))[0])
-    return {str(padding): np.asarray(run(*rows(padding))) for padding in (0.0, np.nan)}
+    return {
+        str(padding): np.asarray(run(*rows(padding, packed=case.mechanism.packed)))
+        for padding in (0.0, np.nan)
+    }
 
 
 def check_outputs(case: Case, causal: bool) -> None:
     out = outputs(case, causal)["0.0"]
-    real = np.asarray(rows(0.0)[1].segments) != 0
+    real = np.asarray(rows(0.0, packed=case.mechanism.packed)[1].segments) != 0
     # Padding may hold NaN; packed documents are what they are alone.
     np.testing.assert_array_equal(outputs(case, causal)["nan"][real], out[real])
     np.testing.assert_allclose(out[2, :5], out[3, :5], atol=3e-5, rtol=3e-5)
-    np.testing.assert_allclose(out[2, 5:9], out[4, :4], atol=3e-5, rtol=3e-5)
+    if case.mechanism.packed:
+        np.testing.assert_allclose(out[2, 5:9], out[4, :4], atol=3e-5, rtol=3e-5)
     changed = np.abs(out[1] - out[0]).max(-1)
     assert changed[7] > 1e-6 and changed[8:].max() > 1e-6
     if causal:
@@ -164,11 +173,14 @@ def test_gradients_are_finite_and_leave_padding_alone(case):
         out, _ = stack.apply({"params": params}, x, Context(tokens))
         return (jnp.where((tokens.segments != 0)[:, :, None], out, 0.0) * COTANGENT).sum()
 
-    dparams, dx = run(params, *rows(0.0))
-    assert not np.asarray(dx)[np.asarray(rows(0.0)[1].segments) == 0].any()
+    x, tokens = rows(0.0, packed=case.mechanism.packed)
+    dparams, dx = run(params, x, tokens)
+    assert not np.asarray(dx)[np.asarray(tokens.segments) == 0].any()
     for leaf in jax.tree.leaves(dparams):
         assert np.isfinite(leaf).all() and np.abs(leaf).max() > 0
-    jax.tree.map(np.testing.assert_array_equal, run(params, *rows(1e4)), (dparams, dx))
+    jax.tree.map(
+        np.testing.assert_array_equal, run(params, *rows(1e4, packed=case.mechanism.packed)), (dparams, dx)
+    )
 
 
 @pytest.mark.parametrize("case", mark(DECODERS), ids=str)
@@ -202,7 +214,7 @@ def test_a_prompt_and_then_a_token_at_a_time_is_all_at_once(case):
 @pytest.mark.parametrize("case", PLAIN + COMBINED[-1:], ids=str)
 def test_unrolled_is_scanned(case):
     causal = case.mechanism.decoder
-    x, tokens = rows(0.0)
+    x, tokens = rows(0.0, packed=case.mechanism.packed)
     run = jax.jit(case.stack(causal=causal, depth="unroll").apply)
     got, _ = run({"params": parameters(case, causal)}, x, Context(tokens))
     real = np.asarray(tokens.segments) != 0
@@ -213,7 +225,7 @@ def test_unrolled_is_scanned(case):
 
 def relative_error_of_bfloat16(case: Case) -> float:
     causal = case.mechanism.decoder
-    x, tokens = rows(0.0)
+    x, tokens = rows(0.0, packed=case.mechanism.packed)
     run = jax.jit(case.stack(causal=causal).apply)
     got, _ = run({"params": parameters(case, causal)}, x.astype(jnp.bfloat16), Context(tokens))
     real, want = np.asarray(tokens.segments) != 0, outputs(case, causal)["0.0"]

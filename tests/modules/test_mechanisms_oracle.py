@@ -7,6 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from research.attention.hashing import Reformer, hashes
+from research.attention.low_rank import Linformer
+from research.attention.masks import Tokens
 from research.attention.mechanisms import Differential, Forgetting, Geometry, Latent, Softmax
 from research.attention.positions import Alibi, RelativeBias, Rotary, YaRN
 from research.modules.attention import AttentionSpec
@@ -18,10 +21,10 @@ X = RNG.normal(size=(BATCH, LENGTH, WIDTH))
 SEEN = np.tril(np.ones((LENGTH, LENGTH), bool))
 
 
-def run(mechanism, positions=None, kv_heads=HEADS):
-    """Returns the output of a causal layer, and its parameters in float64."""
-    geometry = Geometry(WIDTH, HEADS, kv_heads, DIM)
-    module = mixer(AttentionSpec(geometry, mechanism, causal=True, positions=positions), "layer")
+def run(mechanism, positions=None, kv_heads=HEADS, causal=True):
+    """Returns the output of a layer, and its parameters in float64."""
+    geometry = Geometry(WIDTH, HEADS, kv_heads, DIM, context=9)
+    module = mixer(AttentionSpec(geometry, mechanism, causal=causal, positions=positions), "layer")
     x = jnp.asarray(X, jnp.float32)
     shapes = jax.eval_shape(module.init, jax.random.key(0), x)["params"]
     params = jax.tree.map(lambda leaf: RNG.normal(size=leaf.shape) * 0.5, shapes)
@@ -151,3 +154,43 @@ def test_latent_is_deepseeks(positions, query_rank):
     scores = np.einsum("bihd,bjhd->bhij", q[..., :DIM], k)
     scores += np.einsum("bihd,bjd->bhij", turned, shared[:, :, 0])
     check(got, output(np.einsum("bhij,bjhd->bihd", weights(scores / np.sqrt(DIM + 2)), v), params))
+
+
+def test_linformer_reads_mixtures_of_keys_and_values():
+    got, params = run(Linformer(rank=3), kv_heads=2, causal=False)
+    q, k, v = projected(params)
+    mixture = params["mixture"][:, :LENGTH]
+    k, v = (np.repeat(np.einsum("rl,blhd->brhd", mixture, x), 2, axis=2) for x in (k, v))
+    powers = np.exp(np.einsum("bihd,brhd->bhir", q, k) / np.sqrt(DIM))
+    heads = np.einsum("bhir,brhd->bihd", powers / powers.sum(-1, keepdims=True), v)
+    check(got, output(heads, params))
+
+
+def test_linformer_refuses_a_row_of_several_documents():
+    module = mixer(AttentionSpec(Geometry(WIDTH, HEADS, HEADS, DIM, context=9), Linformer(rank=3)), "layer")
+    segments = np.array([[1, 1, 1, 0, 0, 0], [1, 1, 1, 2, 2, 0]], np.int32)
+    tokens = Tokens(jnp.arange(LENGTH, dtype=jnp.int32)[None], jnp.asarray(segments))
+    x = jnp.asarray(X, jnp.float32)
+    params = jax.jit(module.init)(jax.random.key(0), x)
+    out = np.asarray(module.apply(params, x, tokens)[0])
+    assert np.isfinite(out[0]).all() and np.isnan(out[1, :5]).all()
+
+
+def test_reformer_reads_those_that_share_a_bucket():
+    mechanism = Reformer(buckets=4, rounds=2, seed=3)
+    got, params = run(mechanism)
+    q, v = (linear(X, params[name]) for name in ("query", "value"))
+    k = q / np.linalg.norm(q, axis=-1, keepdims=True)
+    # Hashes by their definition: the nearest of the random directions and their opposites.
+    directions = np.random.default_rng(3).normal(size=(DIM, 2, 2))
+    turned = np.einsum("blhd,drc->blhrc", k, directions)
+    buckets = np.concatenate([turned, -turned], -1).argmax(-1)
+    np.testing.assert_array_equal(hashes(jnp.asarray(q, jnp.float32), mechanism), buckets)
+    shared = (buckets[:, :, None] == buckets[:, None]).any(-1).transpose(0, 3, 1, 2)
+    assert 0.2 < shared.mean() < 0.9
+    want = np.zeros_like(q)
+    for b, h, i in np.ndindex(BATCH, HEADS, LENGTH):
+        others = [j for j in range(i) if shared[b, h, i, j]] or [i]
+        powers = np.exp(k[b, others, h] @ q[b, i, h] / np.sqrt(DIM))
+        want[b, i, h] = powers @ v[b, others, h] / powers.sum()
+    check(got, output(want, params))
