@@ -2,6 +2,8 @@
 
 from research.attention.catalogue import Interleaved, capabilities
 from research.attention.engines import attend
+from research.attention.hashing import Reformer
+from research.attention.low_rank import Linformer
 from research.attention.masks import (
     And,
     Causal,
@@ -15,28 +17,50 @@ from research.attention.masks import (
     Window,
 )
 from research.attention.mechanisms import Differential, Forgetting, Latent, SlidingWindow, Softmax
+from research.attention.recurrent_mechanisms import (
+    GLA,
+    Based,
+    DeltaNet,
+    GatedDeltaNet,
+    KimiDelta,
+    LinearTransformer,
+    Mamba2,
+    Performer,
+    Retention,
+)
 from research.attention.sparse_masks import BlockMask, DilatedWindow, Fixed, Global, RandomBlocks, Strided
 from research.attention.sparse_mechanisms import BigBird, Longformer, SparseTransformer
 
 __all__ = [
     "And",
+    "Based",
     "BigBird",
     "BlockMask",
     "Causal",
+    "DeltaNet",
     "Differential",
     "DilatedWindow",
     "Everything",
     "Fixed",
     "Forgetting",
+    "GLA",
+    "GatedDeltaNet",
     "Global",
     "Interleaved",
+    "KimiDelta",
     "Latent",
+    "LinearTransformer",
+    "Linformer",
     "Longformer",
+    "Mamba2",
     "Mask",
     "Not",
     "Or",
+    "Performer",
     "Present",
     "RandomBlocks",
+    "Reformer",
+    "Retention",
     "SameSegment",
     "SlidingWindow",
     "Softmax",

@@ -8,9 +8,9 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int, Int8
+from jaxtyping import Bool, Int, Int8
 
-from research.attention.masks import ABSENT, AnyArray, Mask, Span, Tokens
+from research.attention.masks import ABSENT, AnyArray, Bounds, Documents, Mask, Span, Tokens
 
 EMPTY, PARTIAL, FULL = 0, 1, 2
 REFINED = 2**28
@@ -33,7 +33,7 @@ def block_map(
     kinds = np.broadcast_to(kinds, (-(-q_len // q_block), -(-kv_len // kv_block))).copy()
     open_blocks = np.argwhere(kinds == PARTIAL)
     if len(open_blocks) * q_block * kv_block <= REFINED:
-        for row, column in open_blocks:
+        for row, column in open_blocks.tolist():
             found = mask(_cut(q, row, q_block), _cut(kv, column, kv_block))
             kinds[row, column] = FULL if found.all() else PARTIAL if found.any() else EMPTY
     kinds.setflags(write=False)
@@ -64,9 +64,7 @@ def spans(tokens: Tokens, size: int) -> Span:
     return Span(
         jnp.where(real, positions, ABSENT).min(-1),
         jnp.where(real, positions, -1).max(-1),
-        jnp.where(real, segments, ABSENT).min(-1),
-        segments.max(-1),
-        ~real.all(-1),
+        Documents(jnp.where(real, segments, ABSENT).min(-1), segments.max(-1), ~real.all(-1)),
     )
 
 
@@ -111,13 +109,14 @@ def visits(
         return _listed(kinds == FULL, kinds != EMPTY)
     shape = (1, -(-q.length // q_block), -(-kv.length // kv_block))
     if not dynamic:
-        may, must = np.ones((1, 1, 1), bool), np.zeros((1, 1, 1), bool)
+        bounds: Bounds = (np.ones(shape, bool), np.zeros(shape, bool))
         if known:
-            may, must = mask.bounds(_of_any_document(q, q_block), _of_any_document(kv, kv_block))
-        return _listed(np.broadcast_to(must, shape), np.broadcast_to(may, shape))
-    may, must = mask.bounds(spans(q, q_block), spans(kv, kv_block))
-    batch = max(may.shape[0], must.shape[0])
-    may, must = (jnp.broadcast_to(x, (batch, *shape[1:])) for x in (may, must))
+            bounds = mask.bounds(_of_any_document(q, q_block), _of_any_document(kv, kv_block))
+        some, full = (np.broadcast_to(np.asarray(x), shape) for x in bounds)
+        return _listed(full, some)
+    bounds = mask.bounds(spans(q, q_block), spans(kv, kv_block))
+    batch = max(x.shape[0] for x in bounds)
+    may, must = (jnp.broadcast_to(x, (batch, *shape[1:])) for x in bounds)
     if batch > 1:
         may = may.reshape(-1, rows, *shape[1:]).any(1)
         must = must.reshape(-1, rows, *shape[1:]).all(1)
@@ -129,13 +128,11 @@ def _of_any_document(tokens: Tokens, size: int) -> Span:
     plain = spans(Tokens(tokens.positions), size)
     if tokens.segments is None:
         return plain
-    unknown = np.ones(plain.first.shape, bool)
-    return dataclasses.replace(
-        plain,
-        first_segment=np.ones(plain.first.shape, np.int32),
-        last_segment=np.full(plain.first.shape, ABSENT, np.int32),
-        padded=unknown,
+    shape = plain.first.shape
+    documents = Documents(
+        np.ones(shape, np.int32), np.full(shape, ABSENT, np.int32), padded=np.ones(shape, bool)
     )
+    return dataclasses.replace(plain, documents=documents)
 
 
 def _listed(
@@ -144,5 +141,4 @@ def _listed(
     """Returns the blocks by kind: full, partial, empty, each in order."""
     xp: Any = np if isinstance(some, np.ndarray) and isinstance(full, np.ndarray) else jnp
     order = xp.argsort(2 - full.astype(np.int32) - some.astype(np.int32), axis=-1, stable=True)
-    full, count = (x.sum(-1, dtype=np.int32) for x in (full, some))
-    return Visits(order.astype(np.int32), full, count)
+    return Visits(order.astype(np.int32), full.sum(-1, dtype=np.int32), some.sum(-1, dtype=np.int32))

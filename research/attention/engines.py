@@ -5,18 +5,23 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+from collections.abc import Callable
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Key
 
 from research.attention.biases import Bias
+from research.attention.flash import flash
 from research.attention.masks import Causal, Everything, Mask, Present, Tokens
 from research.attention.softmax import reference
+from research.attention.splash import LANES, admits_itself, positional, splash
+from research.attention.tiles import tiling_of
 from research.errors import UserError
 
-EngineName = Literal["auto", "reference", "cudnn"]
+EngineName = Literal["auto", "reference", "flash", "cudnn", "splash"]
 _log = logging.getLogger(__name__)
 
 
@@ -25,16 +30,22 @@ class Request:
     """What a call asks of an engine."""
 
     mask: Mask
+    ordered: bool
+    """Whether tokens stand at positions 0, 1, 2 …, or their indices say as much as their positions."""
     segments: bool
-    explicit_positions: bool
     soft_cap: bool
     bias: bool
     sink: bool
     dropout: bool
     dtype: str
+    batch: int
+    heads: int
+    q_len: int
+    kv_len: int
     head_dim: int
     value_dim: int
     backend: str
+    devices: int
 
 
 def _cudnn_lacks(request: Request) -> str | None:
@@ -50,31 +61,73 @@ def _cudnn_lacks(request: Request) -> str | None:
         f"the mask Causal() or Everything() (this is {request.mask})": (
             request.mask not in (Causal(), Everything())
         ),
-        "one document per row, in order, without padding": request.segments or request.explicit_positions,
+        "one document per row, in order, without padding": request.segments or not request.ordered,
     }
     return next((need for need, missing in reasons.items() if missing), None)
 
 
-def _reference_lacks(request: Request) -> str | None:
-    """The reference engine serves everything."""
+def _splash_lacks(request: Request) -> str | None:
+    """Returns what keeps the TPU's splash attention from serving the request, or None."""
+    place = positional(request.mask)
+    reasons: dict[str, Callable[[], bool]] = {
+        f"a TPU (this is {request.backend})": lambda: request.backend != "tpu",
+        f"one device, or a call inside shard_map (here are {request.devices})": lambda: request.devices > 1,
+        f"lengths that are multiples of {LANES} (these are {request.q_len} and {request.kv_len})": (
+            lambda: request.q_len % LANES != 0 or request.kv_len % LANES != 0
+        ),
+        "no attention dropout": lambda: request.dropout,
+        "no score bias": lambda: request.bias,
+        f"a mask of positions and of SameSegment() or Present() (this is {request.mask})": lambda: (
+            place is None
+        ),
+        "tokens in order (Tokens.in_order)": lambda: not request.ordered and place != Everything(),
+        f"a mask by which every token sees itself (this is {request.mask})": lambda: (
+            not admits_itself(place or Everything(), request.q_len)
+        ),
+    }
+    return next((need for need, missing in reasons.items() if missing()), None)
+
+
+def _serves_everything(request: Request) -> str | None:
+    """Flash (reverse mode, once) and the reference serve every request."""
     del request
     return None
 
 
-LACKS = {"cudnn": _cudnn_lacks, "reference": _reference_lacks}
+LACKS = {
+    "cudnn": _cudnn_lacks,
+    "splash": _splash_lacks,
+    "flash": _serves_everything,
+    "reference": _serves_everything,
+}
 """The capability table, fastest first: what keeps each engine from serving a request."""
+LARGE = 2**30
+"""Bytes of scores from which on the reference engine's memory is worth saving."""
+
+
+def flash_pays(request: Request) -> bool:
+    """Returns whether "auto" takes flash rather than the reference engine, by measurement.
+
+    On one CPU that is nearly always (docs/log.md has the figures); not where a single query reads a cache.
+    On an accelerator, or over several devices, it is for memory only.
+    """
+    if request.backend == "cpu" and request.devices == 1:
+        return request.q_len > 1
+    return 4 * request.batch * request.heads * request.q_len * request.kv_len > LARGE
 
 
 def choose(engine: EngineName, request: Request) -> str:
     """Returns the engine that serves the request: the one asked for, or for "auto" the first that can.
 
-    What "auto" took, and what the faster engines lacked, is logged once.
+    What "auto" took, and what the faster engines lacked, is logged once. It takes flash only where it pays.
 
     Raises:
       UserError: the engine asked for by name cannot serve it; the message names what it lacks.
     """
     if engine == "auto":
         needs = {name: lacks(request) for name, lacks in LACKS.items()}
+        if not flash_pays(request):
+            needs["flash"] = "more queries or more devices' memory to save"
         chosen = next(name for name, need in needs.items() if need is None)
         _say(chosen, "".join(f"; {name} needs {need}" for name, need in needs.items() if need is not None))
         return chosen
@@ -122,6 +175,8 @@ def attend(
       dropout_key: key of the dropout.
       engine: who computes it; "auto" takes the fastest that can serve the request.
 
+    "reference" alone can be differentiated twice or in forward mode; the others once, in reverse mode.
+
     Tokens of segment 0 are padding, whatever the mask: they may hold NaN without harm, nothing attends to
     them, and their rows give 0, with 0 gradient.
 
@@ -133,36 +188,91 @@ def attend(
         raise ValueError(f"{q.shape[2]} query heads are no multiple of {k.shape[2]} key/value heads")
     if kv_tokens is None and q.shape[1] != k.shape[1] and mask != Everything():
         raise ValueError(f"{q.shape[1]} queries and {k.shape[1]} keys: their positions must be given")
+    q_tokens, kv_tokens = _placed(mask, q_tokens, kv_tokens, q.shape[1], k.shape[1])
+    backend, devices = _where()
     request = Request(
         mask=mask,
-        segments=any(t is not None and t.segments is not None for t in (q_tokens, kv_tokens)),
-        explicit_positions=q_tokens is not None or kv_tokens is not None,
+        ordered=isinstance(q_tokens.positions, np.ndarray),
+        segments=q_tokens.segments is not None or kv_tokens.segments is not None,
         soft_cap=soft_cap is not None,
         bias=bias is not None,
         sink=sink is not None,
         dropout=dropout > 0.0 and dropout_key is not None,
         dtype=str(q.dtype),
+        batch=q.shape[0],
+        heads=q.shape[2],
+        q_len=q.shape[1],
+        kv_len=k.shape[1],
         head_dim=q.shape[-1],
         value_dim=v.shape[-1],
-        backend=jax.default_backend(),
+        backend=backend,
+        devices=devices,
     )
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    if choose(engine, request) == "cudnn":
+    chosen = choose(engine, request)
+    if chosen == "cudnn":
         return jax.nn.dot_product_attention(
             q, k, v, scale=scale, is_causal=mask == Causal(), implementation="cudnn"
         )
-    q_tokens = Tokens.arange(q.shape[1]) if q_tokens is None else q_tokens
-    if kv_tokens is None:
-        kv_tokens = q_tokens if q.shape[1] == k.shape[1] else Tokens.arange(k.shape[1])
     q, k, v = blank(q, q_tokens), blank(k, kv_tokens), blank(v, kv_tokens)
-    if request.segments:
+    if request.segments and not mask.within_documents:
         mask = mask & Present()
-    allowed = None if mask == Everything() else mask(q_tokens, kv_tokens)
+    if chosen == "splash":
+        return splash(
+            q, k, v, mask=mask, q_tokens=q_tokens, kv_tokens=kv_tokens, scale=scale, soft_cap=soft_cap,
+            sink=sink,
+        )  # fmt: skip
+    if chosen == "flash":
+        tiling = tiling_of(
+            mask, q.shape[0], q.shape[1], k.shape[1], q.shape[2], k.shape[2],
+            cpu=backend == "cpu" and devices == 1,
+        )  # fmt: skip
+        return flash(
+            q, k, v, mask=mask, q_tokens=q_tokens, kv_tokens=kv_tokens, tiling=tiling, scale=scale,
+            soft_cap=soft_cap, bias=bias, sink=sink, dropout=dropout, dropout_key=dropout_key,
+        )  # fmt: skip
+    q_tokens, kv_tokens = _on_device(q_tokens), _on_device(kv_tokens)
     return reference(
-        q, k, v, allowed, scale=scale, soft_cap=soft_cap,
-        bias=None if bias is None else bias(q_tokens, kv_tokens), sink=sink,
+        q, k, v, None if mask == Everything() else mask(q_tokens, kv_tokens), scale=scale,
+        soft_cap=soft_cap, bias=None if bias is None else bias(q_tokens, kv_tokens), sink=sink,
         dropout=dropout, dropout_key=dropout_key,
     )  # fmt: skip
+
+
+def _placed(
+    mask: Mask, q_tokens: Tokens | None, kv_tokens: Tokens | None, q_len: int, kv_len: int
+) -> tuple[Tokens, Tokens]:
+    """Returns the tokens of both sides, positions as NumPy arrays 0, 1, 2 … where they are known to be so.
+
+    Positions may be taken for indices too where documents stand in order and nothing but distances within a
+    document counts.
+    """
+    if q_tokens is None:
+        q_tokens = Tokens.arange(q_len)
+    itself = kv_tokens is None or kv_tokens is q_tokens
+    if kv_tokens is None:
+        kv_tokens = q_tokens if q_len == kv_len else Tokens.arange(kv_len)
+    in_order = q_tokens.in_order and kv_tokens.in_order
+    single = q_tokens.segments is None and kv_tokens.segments is None
+    if in_order and (single or (itself and q_len == kv_len and mask.relative and mask.within_documents)):
+        places = (np.arange(length, dtype=np.int32)[None] for length in (q_len, kv_len))
+        segments = (q_tokens.segments, kv_tokens.segments)
+        return tuple(map(Tokens, places, segments))  # type: ignore[return-value]
+    return q_tokens, kv_tokens
+
+
+def _on_device(tokens: Tokens) -> Tokens:
+    """Returns the tokens with JAX's arrays."""
+    return dataclasses.replace(tokens, positions=jnp.asarray(tokens.positions))
+
+
+def _where() -> tuple[str, int]:
+    """Returns the platform of the mesh in force, or the default one, and the number of its devices."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.abstract_device is None:
+        return jax.default_backend(), 1
+    platform = mesh.abstract_device.platform
+    return {"cuda": "gpu", "rocm": "gpu"}.get(platform, platform), mesh.size
 
 
 def blank(

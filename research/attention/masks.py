@@ -52,6 +52,18 @@ class Tokens:
 
 
 @dataclasses.dataclass(frozen=True)
+class Documents:
+    """What is known of the segments of whole blocks of tokens."""
+
+    first: Int[AnyArray, "#batch blocks"]
+    """Least segment of a real token."""
+    last: Int[AnyArray, "#batch blocks"]
+    """Greatest segment, 0 where all is padding."""
+    padded: Bool[AnyArray, "#batch blocks"]
+    """Whether any token is padding."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Span:
     """What is known of whole blocks of tokens: bounds over the real tokens of each."""
 
@@ -59,12 +71,8 @@ class Span:
     """Least position."""
     last: Int[AnyArray, "#batch blocks"]
     """Greatest position."""
-    first_segment: Int[AnyArray, "#batch blocks"] | None = None
-    """Least segment; None: one document and no padding."""
-    last_segment: Int[AnyArray, "#batch blocks"] | None = None
-    """Greatest segment, 0 where all is padding."""
-    padded: Bool[AnyArray, "#batch blocks"] | None = None
-    """Whether any token is padding."""
+    documents: Documents | None = None
+    """None: one document and no padding."""
 
 
 Bounds: TypeAlias = tuple[
@@ -88,6 +96,8 @@ class Mask:
 
     relative: ClassVar[bool] = False
     """Whether nothing but segments and the distance between the two tokens counts."""
+    documents: ClassVar[bool] = False
+    """Whether segments count."""
     within_documents: ClassVar[bool] = False
     """Whether no pair of different documents is admitted."""
 
@@ -174,6 +184,7 @@ class SameSegment(Mask):
     """A token attends within its document; padding (segment 0) attends to nothing and is attended by none."""
 
     relative: ClassVar[bool] = True
+    documents: ClassVar[bool] = True
     within_documents: ClassVar[bool] = True
 
     def __call__(self, q: Tokens, kv: Tokens) -> Bool[AnyArray, "#batch q_len kv_len"]:
@@ -190,15 +201,12 @@ class SameSegment(Mask):
 
     def bounds(self, q: Span, kv: Span) -> Bounds:
         """Returns bounds from the least and greatest documents."""
-        if q.first_segment is None or kv.first_segment is None:
+        if q.documents is None or kv.documents is None:
             return _YES, _YES
-        may = (_query(q.first_segment) <= _key(kv.last_segment)) & (
-            _key(kv.first_segment) <= _query(q.last_segment)
-        )
-        must = (_query(q.first_segment) == _key(kv.last_segment)) & (
-            _key(kv.first_segment) == _query(q.last_segment)
-        )
-        return may, must & ~(_query(q.padded) | _key(kv.padded))
+        ours, theirs = q.documents, kv.documents
+        may = (_query(ours.first) <= _key(theirs.last)) & (_key(theirs.first) <= _query(ours.last))
+        must = (_query(ours.first) == _key(theirs.last)) & (_key(theirs.first) == _query(ours.last))
+        return may, must & ~(_query(ours.padded) | _key(theirs.padded))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,6 +214,7 @@ class Present(Mask):
     """Real tokens attend to real tokens, whatever their document; padding (segment 0) is left out."""
 
     relative: ClassVar[bool] = True
+    documents: ClassVar[bool] = True
 
     def __call__(self, q: Tokens, kv: Tokens) -> Bool[AnyArray, "#batch q_len kv_len"]:
         """Returns True where neither token is padding."""
@@ -218,12 +227,11 @@ class Present(Mask):
 
     def bounds(self, q: Span, kv: Span) -> Bounds:
         """Returns whether blocks hold real tokens, and only such."""
-        may, must = _YES, _YES
-        if q.last_segment is not None:
-            may, must = may & _query(q.last_segment != 0), must & ~_query(q.padded)
-        if kv.last_segment is not None:
-            may, must = may & _key(kv.last_segment != 0), must & ~_key(kv.padded)
-        return may, must
+        bounds: Bounds = (_YES, _YES)
+        for span, placed in ((q, _query), (kv, _key)):
+            if (found := span.documents) is not None:
+                bounds = bounds[0] & placed(found.last != 0), bounds[1] & ~placed(found.padded)
+        return bounds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,6 +245,11 @@ class And(Mask):
     def relative(self) -> bool:  # type: ignore[override]
         """Whether both are."""
         return self.left.relative and self.right.relative
+
+    @property
+    def documents(self) -> bool:  # type: ignore[override]
+        """Whether they count in either."""
+        return self.left.documents or self.right.documents
 
     @property
     def within_documents(self) -> bool:  # type: ignore[override]
@@ -266,6 +279,11 @@ class Or(Mask):
         return self.left.relative and self.right.relative
 
     @property
+    def documents(self) -> bool:  # type: ignore[override]
+        """Whether they count in either."""
+        return self.left.documents or self.right.documents
+
+    @property
     def within_documents(self) -> bool:  # type: ignore[override]
         """Whether both are."""
         return self.left.within_documents and self.right.within_documents
@@ -291,6 +309,11 @@ class Not(Mask):
         """Whether the mask is."""
         return self.mask.relative
 
+    @property
+    def documents(self) -> bool:  # type: ignore[override]
+        """Whether they count in the mask."""
+        return self.mask.documents
+
     def __call__(self, q: Tokens, kv: Tokens) -> Bool[AnyArray, "#batch q_len kv_len"]:
         """Returns the complement."""
         return ~self.mask(q, kv)
@@ -299,3 +322,10 @@ class Not(Mask):
         """Returns the complements, exchanged."""
         may, must = self.mask.bounds(q, kv)
         return ~must, ~may
+
+
+def conjuncts(mask: Mask) -> tuple[Mask, ...]:
+    """Returns the masks of which all must admit, without those that admit everything."""
+    if isinstance(mask, And):
+        return (*conjuncts(mask.left), *conjuncts(mask.right))
+    return () if mask == Everything() else (mask,)

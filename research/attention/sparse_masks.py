@@ -202,7 +202,7 @@ def _table(
 
 
 def _look_up(
-    table: Bool[np.ndarray, "q_blocks kv_blocks"], block: int, q: Tokens, kv: Tokens
+    table: Bool[np.ndarray, "rows columns"], block: int, q: Tokens, kv: Tokens
 ) -> Bool[AnyArray, "#batch q_len kv_len"]:
     """Returns the table at the blocks of the positions, False outside it."""
     table = np.pad(table, ((0, 1), (0, 1)))
@@ -213,7 +213,7 @@ def _look_up(
     return jnp.asarray(table)[row, column]
 
 
-def _counted(table: Bool[np.ndarray, "q_blocks kv_blocks"], block: int, q: Span, kv: Span) -> Bounds:
+def _counted(table: Bool[np.ndarray, "rows columns"], block: int, q: Span, kv: Span) -> Bounds:
     """Returns whether any, and whether all, entries under each pair of blocks are true."""
     rows, columns = table.shape
     sums = np.pad(np.cumsum(np.cumsum(table, 0, dtype=np.int32), 1, dtype=np.int32), ((1, 0), (1, 0)))

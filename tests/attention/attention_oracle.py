@@ -10,7 +10,24 @@ import dataclasses
 
 import numpy as np
 
-from research.attention import And, Causal, Everything, Mask, Not, Or, Present, SameSegment, Tokens, Window
+from research.attention import (
+    And,
+    BlockMask,
+    Causal,
+    DilatedWindow,
+    Everything,
+    Fixed,
+    Global,
+    Mask,
+    Not,
+    Or,
+    Present,
+    RandomBlocks,
+    SameSegment,
+    Strided,
+    Tokens,
+    Window,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +47,23 @@ def admits(mask: Mask, query: Token, key: Token) -> bool:
             return key.position <= query.position
         case Window(before, after):
             return -before <= key.position - query.position <= after
+        case DilatedWindow(before, after, dilation):
+            return any(key.position == query.position + dilation * i for i in range(-before, after + 1))
+        case Global(first, at):
+            return any(token.position < first or token.position in at for token in (query, key))
+        case Strided(stride):
+            back = query.position - key.position
+            return back >= 0 and (back < stride or back % stride == 0)
+        case Fixed(stride, summary):
+            own = query.position // stride == key.position // stride
+            ends = key.position % stride in range(stride - summary, stride)
+            return key.position <= query.position and (own or ends)
+        case BlockMask(block, rows_of_blocks):
+            row = query.position // block
+            return row < len(rows_of_blocks) and key.position // block in rows_of_blocks[row]
+        case RandomBlocks(block):
+            row, column = query.position // block, key.position // block
+            return row < len(mask.table) and column < len(mask.table) and bool(mask.table[row, column])
         case SameSegment():
             return query.segment is None or (query.segment == key.segment and query.segment != 0)
         case Present():
@@ -71,14 +105,20 @@ def softmax_attention(
     *,
     scale: float | None = None,
     soft_cap: float | None = None,
+    bias: np.ndarray | None = None,
+    sink: np.ndarray | None = None,
     cotangent: np.ndarray | None = None,
-) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Returns the output and, for the cotangent of the output, the gradients of q, k and v (else 0)."""
+) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+    """Returns the output and, for its cotangent, the gradients of q, k, v, bias and sink (else 0).
+
+    ``bias`` is [batch, heads, q_len, kv_len], ``sink`` [heads].
+    """
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     group = q.shape[2] // k.shape[2]
     out = np.zeros((*q.shape[:3], v.shape[-1]))
     dq, dk, dv = np.zeros_like(q), np.zeros_like(k), np.zeros_like(v)
+    d_bias, d_sink = np.zeros((q.shape[0], q.shape[2], q.shape[1], k.shape[1])), np.zeros(q.shape[2])
     for b, i, h in np.ndindex(q.shape[:3]):
         keys, kv_head = np.flatnonzero(allowed[b, i]), h // group
         if keys.size == 0:
@@ -89,15 +129,22 @@ def softmax_attention(
         if soft_cap is not None:
             slope = 1 - np.tanh(scores / soft_cap) ** 2
             scores = soft_cap * np.tanh(scores / soft_cap)
-        weights = np.exp(scores - scores.max())
-        weights /= weights.sum()
+        if bias is not None:
+            scores = scores + np.asarray(bias[b, h, i, keys], np.float64)
+        away = -np.inf if sink is None else float(sink[h])
+        top = max(scores.max(), away)
+        weights, lost = np.exp(scores - top), np.exp(away - top)
+        total = weights.sum() + lost
+        weights, lost = weights / total, lost / total
         out[b, i, h] = weights @ these_v
         if cotangent is None:
             continue
         g = np.asarray(cotangent[b, i, h], np.float64)
         d_weights = these_v @ g
-        d_scores = scale * slope * weights * (d_weights - weights @ d_weights)
+        d_bias[b, h, i, keys] = weights * (d_weights - weights @ d_weights)
+        d_sink[h] -= lost * (weights @ d_weights)
+        d_scores = scale * slope * d_bias[b, h, i, keys]
         dq[b, i, h] = d_scores @ these_k
         dk[b, keys, kv_head] += np.outer(d_scores, q[b, i, h])
         dv[b, keys, kv_head] += np.outer(weights, g)
-    return out, (dq, dk, dv)
+    return out, (dq, dk, dv, d_bias, d_sink)

@@ -13,11 +13,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.test_util import check_grads
 
-from research.attention import Causal, Everything, Present, SameSegment, Tokens, Window, attend
+from research.attention import (
+    BlockMask,
+    Causal,
+    DilatedWindow,
+    Everything,
+    Fixed,
+    Global,
+    Present,
+    RandomBlocks,
+    SameSegment,
+    Strided,
+    Tokens,
+    Window,
+    attend,
+)
 
 LEAVES = st.sampled_from(
-    [Everything(), Causal(), Window(2), Window(0, 1), Window(1, 3), SameSegment(), Present()]
-)
+    [
+        Everything(), Causal(), Window(2), Window(0, 1), Window(1, 3), SameSegment(), Present(),
+        DilatedWindow(1, 2, 2), Global(1), Global(1, (4,)), Strided(3), Fixed(3, 1),
+        BlockMask(2, ((0, 1), (), (3, 0), (1,))), RandomBlocks(2, 1, 8),
+        RandomBlocks(3, 2, 9, 1, causal=True),
+    ]
+)  # fmt: skip
 MASKS = st.recursive(
     LEAVES,
     lambda inner: st.one_of(
@@ -27,6 +46,7 @@ MASKS = st.recursive(
     ),
     max_leaves=4,
 )
+ENGINES = ["reference", "flash"]
 LENGTHS = st.sampled_from([1, 2, 3, 5, 8])
 
 
@@ -68,6 +88,7 @@ def requests(draw):
         "kv_tokens": draw(tokens(batch, kv_len, segments)),
         "scale": draw(st.sampled_from([None, 0.3, 2.0])),
         "soft_cap": draw(st.sampled_from([None, None, 1.5, 30.0])),
+        "engine": draw(st.sampled_from(ENGINES)),
     }
     value_dim = draw(st.sampled_from([4, 1, 6]))
     return arrays(
@@ -105,7 +126,7 @@ def test_equals_the_oracle_forward_and_backward(request):
     )
     out, gradients = attend_and_gradients(q, k, v, cotangent, **options)
     np.testing.assert_allclose(out, want, atol=3e-6, rtol=3e-5)
-    for got, expected in zip(gradients, want_gradients, strict=True):
+    for got, expected in zip(gradients, want_gradients[:3], strict=True):
         np.testing.assert_allclose(got, expected, atol=1e-5, rtol=1e-4)
     nothing = ~allowed.any(-1)
     assert not out[nothing].any() and not gradients[0][nothing].any()
@@ -123,26 +144,29 @@ def test_default_tokens_are_one_document_in_order():
     np.testing.assert_allclose(attend(q, k, v, mask=Causal()), want, atol=3e-6)
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("mask", [~Everything(), Window(-1), Causal() & Window(1, 3) & ~Window(1, 3)])
-def test_rows_without_any_key_are_zero_with_zero_gradient(mask):
+def test_rows_without_any_key_are_zero_with_zero_gradient(mask, engine):
     q, k, v = arrays(1, 2, 5, 5, 2, 1)
-    out, gradients = attend_and_gradients(q, k, v, np.ones_like(q), mask=mask)
+    out, gradients = attend_and_gradients(q, k, v, np.ones_like(q), mask=mask, engine=engine)
     assert not out.any() and not any(g.any() for g in gradients)
 
 
-def test_large_scores_stay_finite():
+@pytest.mark.parametrize("engine", ENGINES)
+def test_large_scores_stay_finite(engine):
     q, k, v = arrays(2, 1, 4, 4, 1, 1)
-    out, gradients = attend_and_gradients(q * 1e4, k * 1e4, v, np.ones_like(q), mask=Causal())
+    out, gradients = attend_and_gradients(q * 1e4, k * 1e4, v, np.ones_like(q), mask=Causal(), engine=engine)
     best = np.asarray(softmax_attention(q * 1e4, k * 1e4, v, np.tril(np.ones((1, 4, 4), bool)))[0])
     np.testing.assert_allclose(out, best, rtol=1e-5)
     assert all(np.isfinite(g).all() for g in gradients)
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("mask", [Causal(), Causal() & Window(2), Causal() & SameSegment()])
-def test_the_future_changes_nothing(mask):
+def test_the_future_changes_nothing(mask, engine):
     q, k, v = arrays(3, 2, 9, 9, 4, 2)
     places = Tokens(Tokens.arange(9).positions, jnp.array([[1] * 5 + [2] * 4, [1] * 9], jnp.int32))
-    run = jax.jit(functools.partial(attend, mask=mask, q_tokens=places, kv_tokens=places))
+    run = jax.jit(functools.partial(attend, mask=mask, q_tokens=places, kv_tokens=places, engine=engine))
     before = np.asarray(run(q, k, v))
     for now in range(9):
         changed = [np.where(np.arange(9)[:, None, None] > now, np.float32(1e3), x) for x in (q, k, v)]
@@ -151,16 +175,17 @@ def test_the_future_changes_nothing(mask):
     assert now == 8 and (np.asarray(run(q, k, v + 1)) != before).any()
 
 
-def test_packed_equals_separate():
+@pytest.mark.parametrize("engine", ENGINES)
+def test_packed_equals_separate(engine):
     lengths = [1, 4, 3]
     packed = arrays(4, 1, 9, 9, 2, 2)  # the last token is padding
     positions = np.concatenate([np.arange(n) for n in lengths] + [[0]])[None]
     segments = np.repeat([1, 2, 3, 0], [*lengths, 1])[None]
     places = Tokens(jnp.asarray(positions, jnp.int32), jnp.asarray(segments, jnp.int32))
-    out = attend(*packed, mask=Causal() & SameSegment(), q_tokens=places)
+    out = attend(*packed, mask=Causal() & SameSegment(), q_tokens=places, engine=engine)
     start = 0
     for n in lengths:
-        alone = attend(*(x[:, start : start + n] for x in packed), mask=Causal())
+        alone = attend(*(x[:, start : start + n] for x in packed), mask=Causal(), engine="reference")
         np.testing.assert_allclose(out[:, start : start + n], alone, atol=1e-6)
         start += n
     assert not np.asarray(out[:, -1]).any()
@@ -188,9 +213,9 @@ def naive(q, k, v, allowed):
     return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores, axis=-1), v)
 
 
-@pytest.mark.parametrize("length", [16, 65, 256])
-@pytest.mark.parametrize("head_dim", [16, 40])
-def test_bfloat16_errs_at_most_twice_as_much_as_naive_attention(length, head_dim):
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(("length", "head_dim"), [(16, 16), (65, 40), (256, 16), (300, 40)])
+def test_bfloat16_errs_at_most_twice_as_much_as_naive_attention(length, head_dim, engine):
     half = [jnp.asarray(x, jnp.bfloat16) for x in arrays(7, 1, length, length, 4, 2, head_dim, head_dim)]
     cotangent = jnp.asarray(arrays(8, 1, length, length, 4, 2, head_dim, head_dim)[0], jnp.bfloat16)
     allowed = np.tril(np.ones((1, length, length), bool))
@@ -201,10 +226,10 @@ def test_bfloat16_errs_at_most_twice_as_much_as_naive_attention(length, head_dim
     def errors(function):
         out, pull = jax.vjp(function, *half)
         assert out.dtype == jnp.bfloat16
-        found, wanted = (out, *pull(cotangent)), (exact, *exact_gradients)
+        found, wanted = (out, *pull(cotangent)), (exact, *exact_gradients[:3])
         return [np.abs(np.asarray(x, np.float64) - y).max() for x, y in zip(found, wanted, strict=True)]
 
-    ours = errors(jax.jit(functools.partial(attend, mask=Causal())))
+    ours = errors(jax.jit(functools.partial(attend, mask=Causal(), engine=engine)))
     theirs = errors(jax.jit(functools.partial(naive, allowed=allowed)))
     assert all(a <= 2 * b for a, b in zip(ours, theirs, strict=True)), (ours, theirs)
 
@@ -213,8 +238,9 @@ def test_differentiable_twice_and_in_both_modes():
     q, k, v = arrays(9, 1, 3, 3, 2, 1, head_dim=2, value_dim=2)
     places = Tokens.of_lengths(jnp.array([2], jnp.int32), 3)  # with a padded token: a row without keys
     function = functools.partial(
-        attend, mask=Causal() & SameSegment(), q_tokens=places, kv_tokens=places, soft_cap=2.0
-    )
+        attend, mask=Causal() & SameSegment(), q_tokens=places, kv_tokens=places, soft_cap=2.0,
+        engine="reference",
+    )  # fmt: skip
     # Under jit: the checker's NumPy arrays arrive as JAX's.
     check_grads(jax.jit(function), (q, k, v), order=2, modes=("fwd", "rev"), atol=2e-2, rtol=2e-2)
 
@@ -233,11 +259,11 @@ def test_hessian_vector_product_equals_differences_of_the_oracle_gradient():
         return softmax_attention(*moved, allowed, cotangent=cotangent)[1]
 
     def loss(q, k, v):
-        return (attend(q, k, v, mask=Causal()) * cotangent).sum()
+        return (attend(q, k, v, mask=Causal(), engine="reference") * cotangent).sum()
 
     gradient = jax.grad(loss, argnums=(0, 1, 2))
     _, ours = jax.jit(lambda: jax.jvp(gradient, (q, k, v), directions))()
-    for got, above, below in zip(ours, oracle(1e-5), oracle(-1e-5), strict=True):
+    for got, above, below in zip(ours, oracle(1e-5)[:3], oracle(-1e-5)[:3], strict=True):
         np.testing.assert_allclose(got, (above - below) / 2e-5, atol=2e-5, rtol=1e-4)
 
 

@@ -9,25 +9,41 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research.attention import Causal, Everything, SameSegment, Tokens, attend
+from research.attention import (
+    Causal,
+    Everything,
+    Present,
+    SameSegment,
+    Strided,
+    Tokens,
+    Window,
+    attend,
+)
 from research.attention.engines import Request, choose
+from research.attention.splash import splash
 from research.errors import UserError
 
 SERVED = Request(
     mask=Causal(),
+    ordered=True,
     segments=False,
-    explicit_positions=False,
     soft_cap=False,
     bias=False,
     sink=False,
     dropout=False,
     dtype="bfloat16",
+    batch=2,
+    heads=4,
+    q_len=256,
+    kv_len=256,
     head_dim=64,
     value_dim=64,
     backend="gpu",
+    devices=1,
 )
+ON_TPU = dataclasses.replace(SERVED, backend="tpu")
 LACKING = {
-    "a GPU (this is cpu)": {"backend": "cpu"},
+    "a GPU (this is cpu)": {"backend": "cpu", "devices": 8},
     "bfloat16 or float16 (this is float32)": {"dtype": "float32"},
     "a head width that is a multiple of 8 and at most 128 (this is 60)": {"head_dim": 60, "value_dim": 60},
     "at most 128 (this is 256)": {"head_dim": 256, "value_dim": 256},
@@ -38,7 +54,17 @@ LACKING = {
     "score bias or sink": {"sink": True},
     "the mask Causal() or Everything()": {"mask": Causal() & SameSegment()},
     "one document per row": {"segments": True},
-    "in order, without padding": {"explicit_positions": True},
+    "in order, without padding": {"ordered": False},
+}
+LACKING_ON_TPU = {
+    "a TPU (this is gpu)": {"backend": "gpu", "dtype": "float32"},
+    "one device, or a call inside shard_map (here are 8)": {"devices": 8},
+    "lengths that are multiples of 128 (these are 100 and 256)": {"q_len": 100},
+    "no attention dropout": {"dropout": True},
+    "no score bias": {"bias": True},
+    "a mask of positions and of SameSegment() or Present()": {"mask": Causal() | SameSegment()},
+    "tokens in order (Tokens.in_order)": {"ordered": False},
+    "a mask by which every token sees itself": {"mask": ~Window(0)},
 }
 
 
@@ -57,13 +83,67 @@ def test_what_cudnn_lacks_is_named_and_auto_falls_back(need):
     assert choose("auto", request) == choose("reference", request) == "reference"
 
 
+def test_what_splash_serves_is_given_to_it():
+    packed = Causal() & SameSegment() & Window(9)
+    for change in (
+        {},
+        {"dtype": "float32", "sink": True, "soft_cap": True},
+        {"mask": packed, "segments": True},
+    ):
+        assert choose("auto", dataclasses.replace(ON_TPU, **change)) == "splash"
+    anywhere = dataclasses.replace(ON_TPU, mask=Everything() & Present(), segments=True, ordered=False)
+    assert choose("splash", anywhere) == "splash"
+
+
+@pytest.mark.parametrize("need", LACKING_ON_TPU)
+def test_what_splash_lacks_is_named_and_auto_falls_back(need):
+    request = dataclasses.replace(ON_TPU, **LACKING_ON_TPU[need])
+    with pytest.raises(UserError) as error:
+        choose("splash", request)
+    assert need in str(error.value) and "'reference' serves everything" in str(error.value)
+    assert choose("auto", request) == "reference"
+
+
+def test_auto_takes_flash_where_it_pays():
+    on_cpu = dataclasses.replace(SERVED, backend="cpu", dtype="float32")
+    assert choose("auto", on_cpu) == "flash"
+    assert choose("auto", dataclasses.replace(on_cpu, q_len=1)) == "reference"  # a step of decoding
+    assert choose("auto", dataclasses.replace(on_cpu, devices=8)) == "reference"
+    long = dataclasses.replace(SERVED, dtype="float32", q_len=32768, kv_len=32768)
+    assert choose("auto", long) == "flash"  # 32 GiB of scores
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        Causal(),
+        Everything(),
+        Causal() & Window(40) & Window(200, 3),
+        Causal() & SameSegment(),
+        Strided(17),
+        Everything() & Present(),
+    ],
+)
+def test_splash_equals_the_reference_interpreted(mask):
+    q, k, v = jnp.asarray(np.random.default_rng(1).normal(size=(3, 2, 256, 4, 128)), jnp.float32)
+    segments = np.ones((2, 256), np.int32)
+    segments[0, 100:], segments[1, 200:] = 2, 0
+    tokens = Tokens.arange(256)
+    if mask.documents:
+        tokens = Tokens(tokens.positions, jnp.asarray(segments))
+    options = {"mask": mask, "q_tokens": tokens, "kv_tokens": tokens, "sink": jnp.arange(4.0)}
+    got = splash(q, k[:, :, :2], v[:, :, :2], scale=0.1, interpret=True, **options)
+    want = attend(q, k[:, :, :2], v[:, :, :2], scale=0.1, engine="reference", **options)
+    np.testing.assert_allclose(got, want, atol=3e-6)
+
+
 @pytest.mark.skipif(jax.default_backend() == "gpu", reason="this machine has a GPU")
 def test_asked_for_without_a_gpu():
     q, k, v = jnp.asarray(np.random.default_rng(0).normal(size=(3, 1, 4, 2, 8)), jnp.float32)
     with pytest.raises(UserError, match="attention engine 'cudnn' needs a GPU"):
         attend(q, k, v, engine="cudnn")
     np.testing.assert_array_equal(
-        attend(q, k, v, mask=Causal()), attend(q, k, v, mask=Causal(), engine="reference")
+        attend(q, k, v, mask=Causal()), attend(q, k, v, mask=Causal(), engine="flash")
     )
 
 
