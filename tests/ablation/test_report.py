@@ -1,0 +1,118 @@
+"""The report of a grid: what its tables hold, how failures stand in it, and which pictures there are."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import sys
+from pathlib import Path
+
+import pytest
+
+from research.ablation.grid import Ablation, Factor, Row
+from research.ablation.report import table, text_table, write
+from research.ablation.runner import run
+from research.ablation.summary import summaries
+from research.data.associative_recall import AssociativeRecall
+from research.models.gpt import GPT
+from research.objectives.recall import Recall
+from research.report.page import text_of
+from research.training.experiment import Experiment
+
+BASE = Experiment(
+    "base",
+    GPT(vocabulary=32, context=16, layers=1, width=16, heads=2),
+    AssociativeRecall(),
+    Recall(),
+    steps=3,
+)
+GRID = Ablation(
+    "grid",
+    BASE,
+    (Factor("attention", ("model.attention",), {"full": {}, "window": {}}),),
+    learning_rates=(1e-3, 2e-3, 0.9),  # the fake worker fails at the last
+    seeds=(0, 1, 2),
+    contexts=(8, 16),
+)
+ROWS = tuple(Row((("attention", label),), BASE, count) for label, count in (("full", 1000), ("window", 1005)))
+FAKE = str(Path(__file__).parent / "fake_worker.py")
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    place = tmp_path_factory.mktemp("grid")
+    results = run(
+        GRID,
+        ROWS,
+        place,
+        report=lambda line: None,
+        command=lambda directory, _: [sys.executable, FAKE, str(directory)],
+    )
+    return place, results, write(GRID, ROWS, results, place)
+
+
+def test_a_row_has_the_mean_over_seeds_at_its_best_rate(found):
+    # The fake loss is 1000 * |rate - 0.002| + seed, and 0.25 more with a window: 1 ± t(2) * 1/sqrt(3).
+    _, results, _ = found
+    full, window = summaries(GRID, ROWS, results)
+    assert full.rate == window.rate == 2e-3
+    assert (full.quality.mean, window.quality.mean) == (1.0, 1.25)
+    assert full.quality.half_width == pytest.approx(4.302653 / 3**0.5, rel=1e-5)
+    assert full.less_reference is None
+    assert (window.less_reference.mean, window.less_reference.half_width) == (
+        0.25,
+        pytest.approx(0, abs=1e-9),
+    )
+    assert full.mean("tokens_per_second") == 2000.0
+    assert full.failures == ("learning rate 0.9, seed 0: not finite at step 3: first bad tensor is the loss",)
+
+
+def test_the_tables_are_there_as_csv(found):
+    place, results, _ = found
+    with open(place / "rows.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["attention"] for row in rows] == ["full", "window"]
+    assert rows[1]["validation loss (nats per token) (± 95% interval)"].startswith("1.2500 ± 2.4841")
+    assert rows[1]["less the first row's, paired by seed"] == "0.2500 ± 0.0000"
+    assert (rows[0]["state at 8 tokens (bytes)"], rows[0]["state at 16 tokens (bytes)"]) == ("2048", "2048")
+    with open(place / "points.csv") as file:
+        points = list(csv.DictReader(file))
+    assert len(points) == len(results) == 10
+    assert sum(bool(point["failed"]) for point in points) == 2
+    assert points[0]["metrics/valid/loss"] == "1.0" and points[0]["decode_seconds/16"] == "0.002"
+
+
+def test_the_page_holds_pictures_baselines_rates_and_failures(found):
+    place, _, page = found
+    text = page.read_text()
+    pictures = {path.stem for path in place.glob("*.svg")}
+    assert pictures == {path.stem for path in place.glob("*.png")} == {
+        "training_loss", "validation", "quality_against_state", "quality_against_training_time",
+        "quality_against_decoding_time", "decoding", "learning_rates",
+    }  # fmt: skip
+    assert text.count("<svg") == len(pictures)
+    assert "majority 0.2500" in text and "within 1 %" in text and "Means over 3 seeds" in text
+    assert "Every learning rate" in text and "Points that failed" in text
+    assert "full, learning rate 0.9, seed 0: not finite at step 3" in text
+
+
+def test_a_row_whose_points_all_failed_says_why(found):
+    _, results, _ = found
+    failed = [
+        {**result, "failed": "memory"} if result["labels"]["attention"] == "window" else result
+        for result in results
+    ]
+    header, body = table(GRID, summaries(GRID, ROWS, failed))
+    assert body[1][:2] == ["window", 1005] and body[1][2].startswith(
+        "failed: learning rate 0.001, seed 0: memory"
+    )
+    lines = text_table(header, body).splitlines()
+    assert len(lines) == 3 and lines[2].startswith("window")
+
+
+def test_with_one_seed_there_are_no_intervals(found):
+    _, results, _ = found
+    grid = dataclasses.replace(GRID, seeds=(0,))
+    header, body = table(grid, summaries(grid, ROWS, [r for r in results if r["seed"] == 0]))
+    assert any("one seed" in name for name in header)
+    assert "±" not in "".join(text_of(cell) for row in body for cell in row)
