@@ -32,6 +32,7 @@ from research.attention.sparse_masks import BlockMask, DilatedWindow, Fixed, Glo
 from research.attention.sparse_mechanisms import BigBird, Longformer, SparseTransformer
 
 __all__ = [
+    "GLA",
     "And",
     "Based",
     "BigBird",
@@ -43,7 +44,6 @@ __all__ = [
     "Everything",
     "Fixed",
     "Forgetting",
-    "GLA",
     "GatedDeltaNet",
     "Global",
     "Interleaved",

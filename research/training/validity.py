@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from research.attention.catalogue import Interleaved
-from research.attention.mechanisms import Differential, Forgetting, Latent, SlidingWindow, Softmax
+from research.attention.catalogue import Interleaved, Single
+from research.attention.mechanisms import Mechanism
 from research.attention.positions import NTK, Interpolation, RelativeBias, Rotary, YaRN
-from research.attention.sparse_mechanisms import BigBird, Longformer, SparseTransformer
 from research.data.associative_recall import AssociativeRecall
 from research.data.bitext import Bitext
 from research.data.induction import Induction
@@ -54,11 +54,12 @@ _ATTENTION = {
     "soft_cap": ABOVE_0,
     **dict.fromkeys(("window", "dilation", "block", "stride", "summary"), AT_LEAST_1),
     **dict.fromkeys(("global_tokens", "global_blocks", "random_blocks"), AT_LEAST_0),
-    **dict.fromkeys(("rank", "query_rank", "rotary_dim"), AT_LEAST_1),
+    **dict.fromkeys(("rank", "query_rank", "rotary_dim", "rounds"), AT_LEAST_1),
+    **dict.fromkeys(("convolution", "key_dim", "random_features"), AT_LEAST_1),
+    "buckets": ("at least 2", lambda x: x >= 2),
     "initial": RATE,
     "seed": WORD,
 }
-_SOFTMAX = (Softmax, SlidingWindow, Differential, Forgetting, Latent, Longformer, BigBird, SparseTransformer)
 _SCALING = {"factor": AT_LEAST_1, "context": AT_LEAST_1, "fast": ABOVE_0, "slow": ABOVE_0}
 _RANGES: dict[type, dict[str, Range]] = {
     GPT: {
@@ -74,7 +75,7 @@ _RANGES: dict[type, dict[str, Range]] = {
         "norm_epsilon": ABOVE_0,
         "dropout": RATE,
     },
-    **dict.fromkeys(_SOFTMAX, _ATTENTION),
+    **dict.fromkeys(typing.get_args(Single), _ATTENTION),
     Interleaved: dict.fromkeys(("firsts", "seconds"), AT_LEAST_1),
     Rotary: {"base": ABOVE_0},
     **dict.fromkeys((Interpolation, NTK, YaRN), _SCALING),
@@ -154,6 +155,7 @@ def _problems(experiment: Experiment, mesh: Mapping[str, int] | None) -> Iterato
     yield from experiment.model.problems()
     yield from experiment.data.problems()
     yield from experiment.objective.problems(experiment.model, experiment.data)
+    yield from _packing_problems(experiment)
     if mesh is not None:
         yield from _mesh_problems(experiment, mesh)
 
@@ -166,6 +168,18 @@ def _out_of_range(description: Any, prefix: str) -> Iterator[str]:
         phrase, holds = _RANGES.get(type(description), {}).get(field.name, ("", lambda _: True))
         if value is not None and not holds(value):
             yield f"{prefix}{field.name} is {value}; it must be {phrase}"
+
+
+def _packing_problems(experiment: Experiment) -> Iterator[str]:
+    attention, data = getattr(experiment.model, "attention", None), experiment.data
+    if not isinstance(attention, Mechanism) or not isinstance(data, MaskedText) or data.pairs != "none":
+        return
+    for mechanism in {type(mechanism): None for mechanism, _ in attention.layers()}:
+        if not mechanism.packed:
+            yield (
+                f"model.attention {kind(mechanism)!r} reads a row as one document, and data.pairs 'none' "
+                "packs several into one; choose data.pairs 'next' or 'order'"
+            )
 
 
 def _mesh_problems(experiment: Experiment, mesh: Mapping[str, int]) -> Iterator[str]:

@@ -12,6 +12,8 @@ import pytest
 import research.attention
 from research.attention import Causal, Tokens
 from research.attention.catalogue import Interleaved, Single, capabilities
+from research.attention.hashing import Reformer
+from research.attention.low_rank import Linformer
 from research.attention.mechanisms import (
     Differential,
     Forgetting,
@@ -21,7 +23,7 @@ from research.attention.mechanisms import (
     SlidingWindow,
     Softmax,
 )
-from research.attention.positions import Rotary
+from research.attention.positions import Alibi, RelativeBias, Rotary
 from research.attention.sparse_mechanisms import BigBird, Longformer, SparseTransformer
 
 GEOMETRY = Geometry(width=24, heads=6, kv_heads=6, head_dim=4, context=40)
@@ -89,6 +91,8 @@ def test_capabilities_cover_the_catalogue():
     assert list(found) == list(typing.get_args(Single))
     assert found[Softmax].decoder and found[Softmax].encoder and found[Softmax].cross
     assert not found[SparseTransformer].encoder and not found[Forgetting].encoder
+    assert not found[Linformer].decoder and not found[Linformer].packed
+    assert found[Linformer].state_bytes is None
     grows = {cls.__name__: row.state_bytes for cls, row in found.items() if row.state_bytes is not None}
     assert grows["Softmax"] == (1024 * 2 * 768 * 2, 16_384 * 2 * 768 * 2)
     assert grows["SlidingWindow"][0] == grows["SlidingWindow"][1] == 128 * (2 * 768 * 2 + 4)
@@ -117,6 +121,13 @@ def test_what_cannot_be_is_refused_in_one_line():
     fixed = SparseTransformer(factors="fixed", stride=4, summary=5)
     assert "summary 5 is more than the model.attention.stride 4" in problems(fixed)
     assert "how long its context is" in problems(BigBird(), context=None)
+    assert "how long its context is" in problems(Linformer(), causal=False, context=None)
+    assert "in a decoder choose 'linear-transformer'" in problems(Linformer())
+    for positions in (Rotary(), Alibi(), RelativeBias()):
+        assert "choose 'learned' or 'sinusoidal'" in problems(Linformer(), False, positions)
+    assert "leave model.kv_heads out" in problems(Reformer(), kv_heads=3)
+    assert "leave model.attention.qk_norm out" in problems(Reformer(qk_norm=True))
+    assert "buckets 5 is odd" in problems(Reformer(buckets=5))
     mixed = Interleaved(Softmax(), 1, SparseTransformer(), 1)
     assert "causal patterns only" in problems(mixed, causal=False)
     assert not problems(mixed, positions=Rotary())

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from research.attention import Linformer
+from research.data.masked_text import MaskedText
 from research.errors import UserError
+from research.models.bert import BERT
 from research.models.gpt import GPT
+from research.objectives.masked_lm import MaskedLM
 from research.training.experiment import Experiment
 from research.training.overrides import override
 from research.training.validity import validate
@@ -107,3 +111,15 @@ def test_a_batch_that_does_not_divide_over_the_mesh_is_one_line(options, mesh, l
 )
 def test_what_is_valid_passes(options, mesh):
     validate(override(BASE, options), ONE | mesh)
+
+
+def test_a_mechanism_that_reads_a_row_as_one_document_needs_such_rows():
+    model = BERT(width=192, heads=3, attention=Linformer())
+    for pairs, refused in (("none", True), ("next", False)):
+        experiment = Experiment(name="x", model=model, data=MaskedText(pairs=pairs), objective=MaskedLM())
+        try:
+            validate(experiment)
+        except UserError as error:
+            assert refused and "choose data.pairs 'next' or 'order'" in str(error)
+        else:
+            assert not refused
