@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -24,7 +26,7 @@ def brute_force(rows):
         real = [t for t in tokens if t]
         for t in real:
             common[t] += 1
-        for a, b in zip(real, real[1:], strict=False):
+        for a, b in itertools.pairwise(real):
             counts[a, b] += 1
     return counts, common
 
