@@ -77,10 +77,10 @@ def compared(
     _check(first, references)
     _check(second, references)
     systems = [("first", list(first)), ("second", list(second))]
-    metrics = {"bleu": _metrics(tokenised)["bleu"]}
+    metrics = {"BLEU": _metrics(tokenised)["bleu"]}
     test = PairedTest(systems, metrics, [list(references)], test_type="bs", n_samples=1000)
     _, found = test()
-    one, two = found["bleu"]
+    one, two = found["BLEU"]
     return {"first": one.score, "second": two.score, "p_value": two.p_value}
 
 

@@ -201,6 +201,40 @@ def beam_search(
     return jax.jit(search)
 
 
+def forced_decoding(decoder: Decoder) -> Callable[[Any, Array, Array, Array, Array], Float[Array, " batch"]]:
+    """Returns the jitted scoring of given targets, with the same steps and caches as a search.
+
+    The function takes parameters, right-padded sources [batch, source_length], their lengths, right-padded
+    targets [batch, length] that begin and end with the end-of-text token, and their lengths; it returns the
+    natural log-probability of each target after its first token.
+    """
+
+    def score(
+        params: Any,
+        source: Int[Array, "batch source_length"],
+        lengths: Int[Array, " batch"],
+        targets: Int[Array, "batch length"],
+        target_lengths: Int[Array, " batch"],
+    ) -> Float[Array, " batch"]:
+        batch, length = targets.shape
+        memory = decoder.encode(params, source, Tokens.of_lengths(lengths, source.shape[1]))
+
+        def advance(cache: Any, index: Int[Array, ""]) -> tuple[Any, Float[Array, " batch"]]:
+            now, then = (jax.lax.dynamic_index_in_dim(targets, index + i, axis=1) for i in (0, 1))
+            place = Tokens(jnp.broadcast_to(index, now.shape))
+            logits, cache = decoder.step(params, now, memory, place, cache)
+            logs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+            chosen = jnp.take_along_axis(logs, then, axis=1)[:, 0]
+            return cache, jnp.where(index + 1 < target_lengths, chosen, 0.0)
+
+        # The first step on its own: the cache before it has another structure.
+        cache, first = advance(decoder.empty_cache(batch, length), jnp.zeros((), jnp.int32))
+        _, others = jax.lax.scan(advance, cache, jnp.arange(1, length - 1, dtype=jnp.int32))
+        return first + others.sum(0)
+
+    return jax.jit(score)
+
+
 def _done(ended: Hypotheses) -> Bool[Array, " batch"]:
     """Returns whether as many hypotheses have ended as are kept."""
     return (ended.scores > DEAD / 2).all(axis=1)

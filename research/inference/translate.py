@@ -14,7 +14,8 @@ import numpy as np
 
 from research.data.bitext import decode, encode
 from research.data.tokenizer import Tokenizer
-from research.inference.beam import DEAD, Beam, Decoder, Hypotheses, beam_search
+from research.errors import UserError
+from research.inference.beam import DEAD, Beam, Decoder, Hypotheses, beam_search, forced_decoding
 
 _CHUNK = 1024
 """Lines read, sorted by length and translated before any is given out."""
@@ -66,6 +67,33 @@ class Translator:
         lines = iter(lines)
         while chunk := list(itertools.islice(lines, _CHUNK)):
             yield from self._chunk(chunk)
+
+    def score(self, pairs: Iterable[tuple[str, str]]) -> Iterator[float]:
+        """Yields the natural log-probability of each target line given its source line (forced decoding).
+
+        Raises:
+          UserError: a line is longer than the model takes.
+        """
+        run, pairs = forced_decoding(self._decoder), iter(pairs)
+        number = 0
+        while chunk := list(itertools.islice(pairs, _ROWS)):
+            sides = [encode(self._tokenizer, side) for side in zip(*chunk, strict=True)]
+            longest = [max(map(len, side)) + 1 for side in sides]
+            if max(longest) > self._context:
+                raise UserError(
+                    f"one of the lines {number + 1}-{number + len(chunk)} has {max(longest)} tokens; the "
+                    f"model takes {self._context} (model.context)"
+                )
+            end, rows = self._tokenizer.end_of_text, 1 << (len(chunk) - 1).bit_length()
+            source = np.full((rows, _width(longest[0])), end, np.int32)
+            target = np.full((rows, _width(longest[1] + 1)), end, np.int32)
+            lengths = np.ones((2, rows), np.int32)
+            for i, (ours, theirs) in enumerate(zip(*sides, strict=True)):
+                source[i, : len(ours)], target[i, 1 : len(theirs) + 1] = ours, theirs
+                lengths[:, i] = len(ours) + 1, len(theirs) + 2
+            arrays = (jnp.asarray(x) for x in (source, lengths[0], target, lengths[1]))
+            yield from np.asarray(run(self._params, *arrays))[: len(chunk)].tolist()
+            number += len(chunk)
 
     def _chunk(self, lines: Sequence[str]) -> list[list[Candidate]]:
         self.counts.lines += len(lines)

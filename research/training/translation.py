@@ -50,8 +50,10 @@ def conclude(
     )
 
 
-def evaluate(trained: Trained, data: Bitext, *, beam: Beam, report: Callable[[str], None]) -> dict[str, Any]:
-    """Returns the scores of the translations of every split but "train".
+def translations(
+    trained: Trained, data: Bitext, *, beam: Beam, report: Callable[[str], None]
+) -> dict[str, tuple[list[str], list[str], list[str]]]:
+    """Returns sources, translations and references of every split but "train".
 
     Args:
       trained: the checkpoint.
@@ -63,8 +65,6 @@ def evaluate(trained: Trained, data: Bitext, *, beam: Beam, report: Callable[[st
       UserError: the text cannot be read, holds nothing but training text, or is of other languages than the
         run was trained for.
     """
-    from research.evaluation.bleu import by_length, scores
-
     own = trained.experiment.data
     languages, asked = ((x.source_language, x.target_language) for x in (own, data))
     if asked != languages:
@@ -73,20 +73,43 @@ def evaluate(trained: Trained, data: Bitext, *, beam: Beam, report: Callable[[st
             "train another for that"
         )
     text = data.open()
+    text.fingerprint()  # tells of files that are missing
     tests = [split for split in text.splits() if split != "train"]
     if not tests:
         raise UserError(
             "the run's text has no test or validation files; name some: --data.source FILE --data.target FILE"
         )
-    found: dict[str, Any] = {"run": str(trained.directory.path), "step": trained.step, "splits": {}}
-    translate = translator(trained.experiment.model, trained.params, trained.tokenizer, beam)
+    found = {}
+    model = translator(trained.experiment.model, trained.params, trained.tokenizer, beam)
     for split in tests:
         report(f"translating {split}")
-        sources, references = zip(*text.pairs(split), strict=True)
-        hypotheses = [best[0].text for best in translate.translate(sources)]
-        found["splits"][split] = {
-            "sentences": len(sources),
-            **scores(hypotheses, references, tokenised=data.tokenised),
-            "by_length": by_length(sources, hypotheses, references, tokenised=data.tokenised),
-        }
+        sources, references = (list(side) for side in zip(*text.pairs(split), strict=True))
+        found[split] = (sources, [best[0].text for best in model.translate(sources)], references)
     return found
+
+
+def evaluate(trained: Trained, data: Bitext, *, beam: Beam, report: Callable[[str], None]) -> dict[str, Any]:
+    """Returns the scores of the translations of every split but "train"; arguments as `translations`."""
+    from research.evaluation.bleu import by_length, scores
+
+    splits = {}
+    for split, texts in translations(trained, data, beam=beam, report=report).items():
+        splits[split] = {
+            "sentences": len(texts[0]),
+            **scores(*texts[1:], tokenised=data.tokenised),
+            "by_length": by_length(*texts, tokenised=data.tokenised),
+        }
+    return {"run": str(trained.directory.path), "step": trained.step, "splits": splits}
+
+
+def compare(
+    first: Trained, second: Trained, data: Bitext, *, beam: Beam, report: Callable[[str], None]
+) -> dict[str, dict[str, float]]:
+    """Returns BLEU of two runs, and the p-value of the difference, for every split but "train"."""
+    from research.evaluation.bleu import compared
+
+    one, two = (translations(run, data, beam=beam, report=report) for run in (first, second))
+    return {
+        split: compared(one[split][1], two[split][1], one[split][2], tokenised=data.tokenised)
+        for split in one
+    }

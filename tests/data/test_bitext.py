@@ -1,0 +1,168 @@
+"""Parallel text: files, Multi30k, TFDS records, cleaning, tokens, and what users get wrong."""
+
+from __future__ import annotations
+
+import gzip
+import lzma
+import os
+from pathlib import Path
+
+import pytest
+
+from research.data.bitext import Bitext, decode, encode
+from research.data.parallel import NamedTranslation, aligned, lines_of
+from research.errors import UserError
+
+PAIRS = [(f"the number {i} of {'many ' * (i % 4)}things", f"die Zahl {i} von Dingen") for i in range(60)]
+
+
+@pytest.fixture
+def files(tmp_path):
+    paths = [tmp_path / "text.en", tmp_path / "text.de"]
+    for path, lines in zip(paths, zip(*PAIRS, strict=True), strict=True):
+        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return paths
+
+
+def bitext(files, **fields):
+    source, target = map(str, files)
+    return Bitext(corpus="files", source=source, target=target, **{"batch_tokens": 512, **fields})
+
+
+def test_lines_end_at_line_feeds_alone(tmp_path):
+    lines = ["one\u2028line", "", "two\x85lines", "end"]
+    data = "\r\n".join(lines).encode()
+    for name, opener in (("a.txt", open), ("a.txt.gz", gzip.open), ("a.txt.xz", lzma.open)):
+        with opener(tmp_path / name, "wb") as stream:
+            stream.write(data)
+        assert list(lines_of(tmp_path / name)) == lines
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "counts"), [("a\nb\nc\n", "x\n", (3, 1)), ("a\n", "x\ny\n", (1, 2))]
+)
+def test_different_line_counts_are_both_told(tmp_path, left, right, counts):
+    (tmp_path / "l").write_text(left)
+    (tmp_path / "r").write_text(right)
+    with pytest.raises(UserError, match=rf"l has {counts[0]} lines and .*r {counts[1]}:"):
+        list(aligned(tmp_path / "l", tmp_path / "r"))
+
+
+def test_invalid_utf8_names_file_and_line(tmp_path):
+    (tmp_path / "l").write_bytes(b"fine\nM\xfcller\n")
+    with pytest.raises(UserError, match=r"l, line 2 is not UTF-8 \(byte 1"):
+        list(lines_of(tmp_path / "l"))
+
+
+def test_a_file_becomes_pairs_and_back(files):
+    prepared = bitext(files).prepare(vocabulary=300)
+    assert len(prepared.train) == 59 and len(prepared.valid) == 1
+    assert prepared.tokenizer.vocabulary <= 300
+    tokens = encode(prepared.tokenizer, ["die Zahl 7", " die Zahl 7 "])
+    assert tokens[0] == tokens[1]
+    # A word has the same tokens at the beginning of a line and inside it.
+    assert (
+        encode(prepared.tokenizer, ["Zahl"])[0]
+        == encode(prepared.tokenizer, ["die Zahl"])[0][len(encode(prepared.tokenizer, ["die"])[0]) :]
+    )
+    assert decode(prepared.tokenizer, tokens[0]) == "die Zahl 7"
+    starts = prepared.train.target_starts
+    assert decode(prepared.tokenizer, prepared.train.target[starts[3] : starts[4]]) == PAIRS[3][1]
+    found = prepared.metrics({"loss": 10.0, "weight": 5.0})
+    assert found["loss"] == 2.0
+    bits = 2.0 / 0.6931471805599453 * prepared.valid.target_tokens / len(PAIRS[-1][1])
+    assert found["bits_per_byte"] == pytest.approx(bits)
+
+
+def test_cleaning_is_counted(files):
+    more = [("", "leer"), ("leer", "  "), PAIRS[0], ("long " * 50, "lang " * 50), ("x" * 40, "y")]
+    for path, side in zip(files, zip(*more, strict=True), strict=True):
+        with open(path, "a") as stream:
+            stream.write("".join(f"{line}\n" for line in side))
+    valid = {"valid_source": str(files[0]), "valid_target": str(files[1])}
+    said = []
+    data = bitext(files, length=40, ratio=6.0, **valid)
+    prepared = data.prepare(vocabulary=300, report=said.append)
+    assert said[-1] == "60 training pairs; left out: 2 empty, 1 duplicate, 1 long, 1 ratio"
+    assert len(prepared.train) == 60 and len(prepared.valid) == 65  # validation is taken as it is
+    again = []
+    data.prepare(vocabulary=300, report=again.append)
+    assert again == [said[-1]]  # all from the cache
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"corpus": "multi30"}, "unknown; did you mean 'multi30k'"),
+        ({"corpus": "files"}, "needs --data.source FILE and --data.target FILE"),
+        ({"corpus": "files", "source": "a", "target": "b", "valid_source": "c"}, "go together"),
+        ({"corpus": "files", "source": "no-such-file", "target": "b"}, "no file 'no-such-file'"),
+        ({"source_language": "en", "target_language": "en"}, "both 'en'"),
+        ({"target_language": "nl"}, "Multi30k has no language 'nl'"),
+        ({"tokenizer": "bpee"}, "did you mean 'bpe'"),
+        ({"corpus": "multi30k", "directory": "/nowhere"}, "has no file train.en of Multi30k"),
+    ],
+)
+def test_bad_descriptions_are_one_line(fields, words):
+    with pytest.raises(UserError, match=words.replace("(", r"\(")):
+        Bitext(**fields).prepare(vocabulary=300)
+
+
+def test_problems_are_told():
+    assert not list(Bitext().problems())
+    assert "the least that has is 1024" in next(Bitext(batch_tokens=1000, length=128).problems())
+
+
+def test_multi30k_from_a_directory(tmp_path):
+    splits = {"train": 5, "val": 2, "test_2016_flickr": 2, "test_2017_flickr": 2, "test_2017_mscoco": 1}
+    for stem, count in splits.items():
+        for language in ("de", "fr"):
+            with gzip.open(tmp_path / f"{stem}.{language}.gz", "wt", encoding="utf-8") as stream:
+                stream.write("".join(f"{language} {stem} {i}\n" for i in range(count)))
+    data = Bitext(source_language="fr", target_language="de", directory=str(tmp_path))
+    text = data.open()
+    assert text.splits() == ["train", "valid", "test_2016_flickr", "test_2017_flickr", "test_2017_mscoco"]
+    assert list(text.pairs("valid")) == [(f"fr val {i}", f"de val {i}") for i in range(2)]
+    assert len(list(text.pairs("train"))) == 5
+
+
+@pytest.mark.skipif("HEADWAY_DATA" not in os.environ, reason="HEADWAY_DATA names no data")
+def test_multi30k_itself():
+    directory = Path(os.environ["HEADWAY_DATA"]) / "multi30k"
+    text = Bitext(directory=str(directory), tokenised=True).open()
+    pairs = list(text.pairs("test_2016_flickr"))
+    assert len(pairs) == 1000
+    assert pairs[0][0] == "a man in an orange hat starring at something ."
+    assert sum(len(target.split()) for _, target in pairs) == 12103  # counted by its owners' words
+    czech = Bitext(directory=str(directory), target_language="cs").open()
+    assert czech.splits() == ["train", "valid", "test_2016_flickr"]
+
+
+def test_records_of_published_sets_become_pairs(monkeypatch):
+    import tensorflow_datasets as tfds
+
+    class Builder:
+        def __init__(self, features, records):
+            self.records = records
+            self.info = type("Info", (), {"features": features, "full_name": "x/1.0.0",
+                                          "splits": {"train": 1, "validation": 1}})  # fmt: skip
+
+        def as_data_source(self, split):
+            return {"train": self.records, "validation": self.records[:1]}[split]
+
+    translation = tfds.features.Translation(("de", "en"))
+    several = tfds.features.FeaturesDict(
+        {"translations": tfds.features.TranslationVariableLanguages(languages=("de", "en", "fr"))}
+    )
+    lists = {"language": [b"fr", b"de", b"en"], "translation": [b"un", b"eins", b"one"]}
+    fewer = {"language": [b"fr", b"de"], "translation": [b"deux", b"zwei"]}
+    for features, records in (
+        (translation, [{"de": b"eins", "en": b"one"}]),
+        (several, [{"translations": lists}, {"translations": fewer}]),
+    ):
+        text = NamedTranslation("x", "en", "de")
+        monkeypatch.setattr(NamedTranslation, "_prepared", lambda self, f=features, r=records: Builder(f, r))
+        assert text.splits() == ["train", "valid"]
+        assert list(text.pairs("train")) == list(text.pairs("valid")) == [("one", "eins")]
+        with pytest.raises(UserError, match="has no language 'it'"):
+            list(NamedTranslation("x", "it", "de").pairs("train"))

@@ -1,0 +1,133 @@
+"""Translating lines: order, empty and over-long lines, n-best and forced scores, a task learned whole."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from research.data.bitext import encode
+from research.data.buckets import PairBatches, TokenPairs, plan
+from research.data.tokenizer import Tokenizer
+from research.errors import UserError
+from research.inference.beam import Beam
+from research.inference.translate import Translator
+from research.models.seq2seq import Seq2Seq
+from research.models.transformer import Transformer
+from research.objectives.translation import Translation
+
+LINES = ["b a c", "", "a", "c c b a a b", "   ", "b", "abc " * 40, "c a"]
+
+
+@functools.cache
+def tokenizer():
+    return Tokenizer.train_bpe([" a b c"] * 9, 260)
+
+
+MODELS = {
+    "lstm": Seq2Seq(vocabulary=260, context=24, layers=1, width=8, dropout=0.0),
+    "transformer": Transformer(
+        vocabulary=260, context=24, layers=1, width=8, heads=2, dropout=0.0, engine="reference"
+    ),
+}
+
+
+@functools.cache
+def translator(name, width=3):
+    model, tokens = MODELS[name], jnp.zeros((1, 2), jnp.int32)
+    params = model.build().init(jax.random.key(0), tokens, tokens)["params"]
+    params = jax.tree.map(lambda x: x * 2.0, params)
+    return Translator(model.decoder(), params, tokenizer(), context=24, beam=Beam(width)), params
+
+
+def test_lines_come_back_in_order_whatever_their_lengths():
+    model, _ = translator("lstm")
+    together = [candidates[0] for candidates in model.translate(iter(LINES))]
+    assert len(together) == len(LINES)
+    assert together[1].text == together[4].text == ""
+    for i in (0, 3, 7):
+        alone = next(model.translate([LINES[i]]))[0]
+        assert alone.text == together[i].text
+        np.testing.assert_allclose(alone.score, together[i].score, rtol=1e-4)
+    assert model.counts.truncated == 1
+    assert not any("\n" in candidate.text for candidate in together)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_n_best_scores_are_those_of_forced_decoding(name):
+    model, params = translator(name)
+    source = encode(tokenizer(), ["b a c"])[0]
+    found = model._search(58)(
+        params, jnp.array([[*source, 0]], jnp.int32), jnp.array([len(source) + 1], jnp.int32),
+        jnp.array([6], jnp.int32),
+    )  # fmt: skip
+    run = jax.jit(MODELS[name].build().apply)
+    for tokens, total in zip(
+        np.asarray(found.tokens)[0], np.asarray(found.log_probabilities)[0], strict=True
+    ):
+        length = tokens.tolist().index(0) + 1
+        inputs = jnp.asarray(np.concatenate([[0], tokens[:5]])[None], jnp.int32)
+        logs = jax.nn.log_softmax(run({"params": params}, jnp.array([[*source, 0]], jnp.int32), inputs)[0])
+        wanted = sum(float(logs[i, tokens[i]]) for i in range(length))
+        np.testing.assert_allclose(total, wanted, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_scoring_pairs_is_the_teacher_forced_probability(name):
+    model, params = translator(name)
+    pairs = [("b a", "a b c a"), ("c", ""), ("a b a b", "b")]
+    run = jax.jit(MODELS[name].build().apply)
+    for (left, right), got in zip(pairs, model.score(pairs), strict=True):
+        source, target = encode(tokenizer(), [left, right])
+        target = [*target, 0]
+        source = jnp.array([[*source, 0]], jnp.int32)
+        padded = jnp.array([[0, *target, 0, 0, 0, 0, 0][:6]], jnp.int32)
+        logs = jax.nn.log_softmax(run({"params": params}, source, padded)[0])
+        np.testing.assert_allclose(got, sum(float(logs[i, t]) for i, t in enumerate(target)), rtol=1e-4)
+    with pytest.raises(UserError, match="lines 1-1 has 41 tokens; the model takes 24"):
+        list(model.score([("a", "a " * 40)]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_reversing_a_sequence_is_learned_whole(name):
+    # Training and decoding have to agree for that, masks, positions and caches included.
+    rng = np.random.default_rng(0)
+    words = np.array(["a", "b", "c"])
+    texts = [" ".join(words[rng.integers(0, 3, rng.integers(2, 6))]) for _ in range(600)]
+    backwards = [" ".join(reversed(text.split())) for text in texts]
+    pairs = TokenPairs.of(encode(tokenizer(), texts), encode(tokenizer(), backwards), 0)
+    batches = PairBatches(
+        pairs, plan(pairs.widths(), count=1, tokens=384, multiple=8), seed=0, rows=slice(None)
+    )
+    width = {"width": 32}
+    model = (
+        Seq2Seq(vocabulary=260, layers=1, dropout=0.0, **width)
+        if name == "lstm"
+        else Transformer(vocabulary=260, layers=2, heads=4, dropout=0.0, engine="reference", **width)
+    )
+    objective, module = Translation(0.0), model.build()
+    inputs, named = objective.inputs(batches[0])
+    params = module.init(jax.random.key(0), *inputs, **named)["params"]
+    optimizer = optax.adam(optax.linear_schedule(6e-3, 0.0, 350))
+    loss = objective.loss(module.apply)
+
+    @jax.jit
+    def step(params, memory, batch):
+        gradient, sums = jax.grad(loss, has_aux=True)(params, batch, None)
+        gradient = jax.tree.map(lambda g: g / sums["weight"], gradient)
+        with jax.numpy_dtype_promotion("standard"):
+            updates, memory = optimizer.update(gradient, memory, params)
+        return optax.apply_updates(params, updates), memory, sums
+
+    memory = optimizer.init(params)
+    for i in range(350):
+        params, memory, sums = step(params, memory, batches[i])
+    model = Translator(model.decoder(), params, tokenizer(), context=32, beam=Beam(2))
+    found = [candidates[0].text for candidates in model.translate(texts[:64])]
+    right = np.mean([text == wanted for text, wanted in zip(found, backwards, strict=False)])
+    assert right == 1.0, (right, float(sums["loss"] / sums["weight"]))
