@@ -1,1 +1,1 @@
-"""Statistical translation: word alignment by EM, phrases, n-gram models, stack decoding."""
+"""Statistical translation: word alignment by EM."""

@@ -1,0 +1,230 @@
+"""Word alignment of two files or two lists of sentences: from tokens to links."""
+
+from __future__ import annotations
+
+import dataclasses
+import unicodedata
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Float32, Int32, Int64
+
+from research.data.parallel import lines_of
+from research.errors import UserError, nearest
+from research.statistical import directional, joint
+from research.statistical.bitext import LONGEST, Bitext, make_bitext
+from research.statistical.symmetrization import SYMMETRIZATIONS, Link
+
+MODELS = ("joint", *directional.SCHEDULES)
+"""What can align: both directions trained to agree, or each by itself with a model of ``directional``."""
+
+Report = Callable[[str], None]
+
+
+def _silent(message: str) -> None:
+    pass
+
+
+@dataclasses.dataclass(frozen=True)
+class Aligner:
+    """How to align.
+
+    Attributes:
+      model: one of ``MODELS``.
+      symmetrize: how to combine two directions that were trained apart, a name of ``SYMMETRIZATIONS``; the
+      joint
+        model has one answer, and takes "" alone. Default: intersection.
+      threshold: a link of the joint model needs a product of both directions' posteriors above this.
+      prior: Dirichlet prior of the lexical tables; None: the joint model's own, and else none.
+      keep_case: whether words that differ only in case are different words.
+    """
+
+    model: str = "joint"
+    symmetrize: str = ""
+    threshold: float = 0.25
+    prior: float | None = None
+    keep_case: bool = False
+
+    def validate(self) -> None:
+        """Checks the description.
+
+        Raises:
+          UserError: a name is unknown, a number out of range, or a setting is of another model.
+        """
+        if self.model not in MODELS:
+            raise UserError(f"unknown model {self.model!r}{nearest(self.model, MODELS)}")
+        if self.symmetrize and self.symmetrize not in SYMMETRIZATIONS:
+            raise UserError(
+                f"unknown symmetrization {self.symmetrize!r}{nearest(self.symmetrize, SYMMETRIZATIONS)}"
+            )
+        if self.symmetrize and self.model == "joint":
+            raise UserError(
+                "the joint model's links are symmetric: --symmetrize goes with --model "
+                + ", ".join(directional.SCHEDULES)
+            )
+        if not 0 <= self.threshold < 1:
+            raise UserError(f"threshold {self.threshold} is not between 0 and 1")
+        if self.prior is not None and not 0 < self.prior < np.inf:
+            raise UserError(f"prior {self.prior} is not positive")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Alignment:
+    """The links of a bitext, in the order of its sentence pairs.
+
+    Attributes:
+      starts: where the links of each pair begin, and, last, where they end.
+      source: source position of each link, from 0.
+      target: target position.
+      probability: product of both directions' posteriors; 1 where the model has none.
+      empty: pairs with a side that has no words: no links.
+      too_long: pairs with a side of more than ``LONGEST`` words: no links.
+    """
+
+    starts: Int64[np.ndarray, " pairs_and_end"]
+    source: Int32[np.ndarray, " links"]
+    target: Int32[np.ndarray, " links"]
+    probability: Float32[np.ndarray, " links"]
+    empty: int
+    too_long: int
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def links(self, pair: int) -> list[Link]:
+        """Returns the links (i, j) of one sentence pair, in order."""
+        part = slice(self.starts[pair], self.starts[pair + 1])
+        return list(zip(self.source[part].tolist(), self.target[part].tolist(), strict=True))
+
+    def lines(self, *, probabilities: bool = False) -> Iterator[str]:
+        """Yields each pair's links as ``i-j i-j ...``, or as ``i-j:probability ...``."""
+        for pair in range(len(self)):
+            texts = [f"{i}-{j}" for i, j in self.links(pair)]
+            if probabilities:
+                part = self.probability[self.starts[pair] : self.starts[pair + 1]]
+                texts = [f"{text}:{p:.4f}" for text, p in zip(texts, part, strict=True)]
+            yield " ".join(texts)
+
+
+def align(
+    source: Sequence[Sequence[str]],
+    target: Sequence[Sequence[str]],
+    aligner: Aligner = Aligner(),
+    *,
+    mesh: Mesh | None = None,
+    report: Report = _silent,
+) -> Alignment:
+    """Aligns the words of sentence pairs, learning from these alone.
+
+    Args:
+      source: source sentences as words; a side without words, or with more than ``LONGEST``, has no links.
+      target: target sentences.
+      aligner: how.
+      mesh: devices to share the work out to (``em.device_mesh``); default: all.
+      report: called with a line now and then.
+
+    Raises:
+      UserError: there are more sentences on one side, no pair to learn from, or the description is wrong.
+    """
+    aligner.validate()
+    if len(source) != len(target):
+        raise UserError(
+            f"{len(source):,} source and {len(target):,} target sentences: line n of one must be a "
+            "translation of line n of the other"
+        )
+    shorter = np.array([min(len(e), len(f)) for e, f in zip(source, target, strict=True)], np.int64)
+    longer = np.array([max(len(e), len(f)) for e, f in zip(source, target, strict=True)], np.int64)
+    kept = np.flatnonzero((shorter > 0) & (longer <= LONGEST))
+    empty, too_long = int((shorter == 0).sum()), int(((shorter > 0) & (longer > LONGEST)).sum())
+    if not len(kept):
+        raise UserError(
+            f"there is nothing to align: of {len(source):,} sentence pairs {empty:,} have an empty side and "
+            f"{too_long:,} more than {LONGEST} words"
+        )
+    bitext = make_bitext(*([_words(side[k], aligner) for k in kept.tolist()] for side in (source, target)))
+    report(
+        f"{len(bitext):,} sentence pairs, {len(bitext.source.tokens):,} and {len(bitext.target.tokens):,} "
+        f"words, {bitext.entries:,} pairs of words"
+    )
+    run = _joint if aligner.model == "joint" else _directions
+    pair, i, j, probability = run(bitext, aligner, mesh, report)
+    pair = kept[bitext.order[pair]]
+    order = np.lexsort((j, i, pair))
+    starts = np.searchsorted(pair[order], np.arange(len(source) + 1))
+    columns = (i[order].astype(np.int32), j[order].astype(np.int32), probability[order].astype(np.float32))
+    return Alignment(starts.astype(np.int64), *columns, empty=empty, too_long=too_long)
+
+
+def _words(sentence: Sequence[str], aligner: Aligner) -> Sequence[str]:
+    return sentence if aligner.keep_case else [word.lower() for word in sentence]
+
+
+_Columns = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
+def _joint(bitext: Bitext, aligner: Aligner, mesh: Mesh | None, report: Report) -> _Columns:
+    """Returns pair, source and target position and probability of each link."""
+    model = joint.Joint() if aligner.prior is None else joint.Joint(lexical_prior=aligner.prior)
+    _, memory = joint.train(bitext, model, mesh, report)
+    cells = np.flatnonzero(memory.links > np.float16(aligner.threshold))
+    pair = np.searchsorted(bitext.cell_starts, cells, side="right") - 1
+    within = cells - bitext.cell_starts[pair]
+    i, j = np.divmod(within, bitext.target.lengths[pair])
+    return pair, i, j, memory.links[cells]
+
+
+def _directions(bitext: Bitext, aligner: Aligner, mesh: Mesh | None, report: Report) -> _Columns:
+    schedule = directional.SCHEDULES[aligner.model]
+    both = []
+    for backward in (False, True):
+        direction = directional.Direction(bitext, backward)
+        parameters = directional.train(
+            direction, schedule, prior=aligner.prior or 0.0, mesh=mesh, report=report
+        )
+        both.append(directional.best_links(parameters, schedule[-1].positions, direction, mesh=mesh))
+    combine = SYMMETRIZATIONS[aligner.symmetrize or "intersection"]
+    links = [(pair, *link) for pair, sides in enumerate(zip(*both, strict=True)) for link in combine(*sides)]
+    pair, i, j = np.array(links, np.int64).reshape(-1, 3).T
+    return pair, i, j, np.ones(len(links), np.float32)
+
+
+def read_sentences(
+    source: Path, target: Path, report: Report = _silent
+) -> tuple[list[list[str]], list[list[str]]]:
+    """Reads two files of tokenised sentences, one to a line, words divided by spaces or tabs alone.
+
+    Args:
+      source: a file, plain, gzip or xz by its suffix.
+      target: the same for the other side.
+      report: called with a line about what is odd: control characters.
+
+    Raises:
+      UserError: a file cannot be read or is not UTF-8, or both are the same text.
+    """
+    sides = []
+    for path in (source, target):
+        sentences = [line.replace("\t", " ").split(" ") for line in lines_of(path)]
+        sides.append([[word for word in words if word] for words in sentences])
+        odd = [number for number, words in enumerate(sides[-1], start=1) if _has_control(words)]
+        if odd:
+            report(
+                f"{path}: control characters in {len(odd):,} lines, the first {odd[0]}; they stay in words"
+            )
+    if sides[0] == sides[1] and any(sides[0]):
+        raise UserError(f"{source} and {target} are the same text: an alignment is between two languages")
+    if len(sides[0]) != len(sides[1]):
+        raise UserError(
+            f"{source} has {len(sides[0]):,} lines and {target} {len(sides[1]):,}: line n of one must be a "
+            "translation of line n of the other"
+        )
+    return sides[0], sides[1]
+
+
+def _has_control(words: Iterable[str]) -> bool:
+    return any(not word.isprintable() and _control(word) for word in words)
+
+
+def _control(word: Collection[str]) -> bool:
+    return any(unicodedata.category(character) == "Cc" for character in word)

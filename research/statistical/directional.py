@@ -1,0 +1,219 @@
+"""One direction of alignment, t(f|e), by EM: Model 1, Model 2, its diagonal form, the HMM.
+
+Every model has a lexical table and a model of positions; the table that one leaves, the next begins with.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float32, Int32
+
+from research.statistical import lexicon
+from research.statistical.bitext import Batch, Bitext, Block, blocks, reverse, token_mask, token_range
+from research.statistical.em import device_mesh, make_step, reduce_totals, run_blocks, zeros
+from research.statistical.hmm import Chain
+from research.statistical.lexicon import Lexicon
+from research.statistical.positions import Diagonal, Positions, Table, Uniform
+
+
+class Stage(NamedTuple):
+    """Iterations with one model of positions."""
+
+    positions: Positions
+    iterations: int
+
+
+SCHEDULES: dict[str, tuple[Stage, ...]] = {
+    "model1": (Stage(Uniform(), 5),),
+    "model2": (Stage(Uniform(), 5), Stage(Table(), 5)),
+    "diagonal": (Stage(Uniform(), 5), Stage(Diagonal(), 5)),
+    "hmm": (Stage(Uniform(), 5), Stage(Chain(), 5)),
+}
+"""The usual schedules, by the model they end with."""
+
+
+class Parameters(NamedTuple):
+    """A model of one direction: t(f|e), and the parameters of its positions."""
+
+    lexicon: Lexicon
+    positions: Any
+
+
+class Counts(NamedTuple):
+    """Expected counts: of words, of what the positions need, and log P(f | e) under the parameters before."""
+
+    lexicon: Lexicon
+    positions: Any
+    log_likelihood: Float32[Array, ""]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Direction:
+    """A bitext read in one direction.
+
+    Attributes:
+      bitext: the sentence pairs.
+      backward: whether the target side generates the source side: t(e|f).
+    """
+
+    bitext: Bitext
+    backward: bool = False
+
+    def initial(self, positions: Positions) -> Parameters:
+        """Returns uniform tables."""
+        bitext = self.bitext
+        sides = (bitext.target, bitext.source) if self.backward else (bitext.source, bitext.target)
+        lengths = (side.lengths for side in sides)
+        return Parameters(lexicon.uniform(bitext, len(sides[1].words)), positions.initial(*lengths))
+
+    def entry_word(self) -> tuple[np.ndarray, int]:
+        """Returns the source word of each entry, and the number of source words."""
+        if self.backward:
+            return self.bitext.entry_target, len(self.bitext.target.words)
+        return self.bitext.entry_source, len(self.bitext.source.words)
+
+    def with_positions(self, table: Lexicon, positions: Positions) -> Parameters:
+        """Returns parameters of another model with the same lexical table."""
+        return Parameters(table, self.initial(positions).positions)
+
+
+def expectations(
+    parameters: Parameters,
+    totals: Counts,
+    own: tuple[()],
+    batch: Batch,
+    *,
+    positions: Positions,
+    backward: bool,
+) -> tuple[Counts, tuple[()]]:
+    """Returns ``totals`` with the expected counts of a batch added: an expectation step (see ``em``)."""
+    batch = reverse(batch) if backward else batch
+    emission, empty = lexicon.emissions(parameters.lexicon, batch)
+    found = positions.posteriors(
+        parameters.positions, emission, empty, batch.source_length, batch.target_length
+    )
+    counts = lexicon.add(totals.lexicon, batch, found.links, found.empty)
+    statistics = jax.tree.map(jnp.add, totals.positions, found.statistics)
+    return Counts(counts, statistics, totals.log_likelihood + found.log_likelihood), own
+
+
+def maximise(
+    parameters: Parameters,
+    counts: Counts,
+    entry_word: Int32[Array, " entries"],
+    *,
+    words: int,
+    positions: Positions,
+    prior: float,
+) -> Parameters:
+    """Returns the parameters that expected counts make likeliest.
+
+    Args:
+      parameters: those that the counts were expected under.
+      counts: of the whole bitext.
+      entry_word: the source word of each entry.
+      words: number of source words.
+      positions: model of positions.
+      prior: of the lexical table, as in ``lexicon.maximise``.
+    """
+    return Parameters(
+        lexicon.maximise(counts.lexicon, entry_word, words, prior),
+        positions.maximise(parameters.positions, counts.positions),
+    )
+
+
+def train(
+    direction: Direction,
+    schedule: Sequence[Stage],
+    *,
+    prior: float = 0.0,
+    mesh: Mesh | None = None,
+    report: Callable[[str], None] = lambda message: None,
+) -> Parameters:
+    """Trains one direction on a bitext and returns the parameters of the schedule's last model.
+
+    Args:
+      direction: what to learn from.
+      schedule: models of positions, each with its iterations.
+      prior: of the lexical table; 0 is maximum likelihood.
+      mesh: devices to share the sentence pairs out to; default: all.
+      report: called with a line after each iteration.
+    """
+    mesh = mesh or device_mesh()
+    bitext = direction.bitext
+    found = blocks(bitext, multiple=mesh.size)
+    replicated = NamedSharding(mesh, P())
+    entry_word, words = direction.entry_word()
+    parameters = direction.initial(schedule[0].positions)
+    for number, (positions, iterations) in enumerate(schedule):
+        if number:
+            parameters = direction.with_positions(parameters.lexicon, positions)
+        step = make_step(
+            functools.partial(expectations, positions=positions, backward=direction.backward), mesh
+        )
+        update = jax.jit(functools.partial(maximise, words=words, positions=positions, prior=prior))
+        for iteration in range(iterations):
+            empty = Counts(
+                jax.tree.map(jnp.zeros_like, parameters.lexicon),
+                positions.statistics(parameters.positions),
+                jnp.float32(0),
+            )
+            everywhere = jax.device_put(parameters, replicated)
+            counts = reduce_totals(run_blocks(step, everywhere, zeros(empty, mesh), bitext, found, mesh))
+            parameters = update(parameters, counts, entry_word)
+            name = type(positions).__name__
+            way = "backward" if direction.backward else "forward"
+            each = float(counts.log_likelihood) / len(bitext)
+            report(
+                f"{way}, {name}, iteration {iteration + 1} of {iterations}: log-likelihood {each:.4f} a pair"
+            )
+    return parameters
+
+
+def best_links(
+    parameters: Parameters,
+    positions: Positions,
+    direction: Direction,
+    *,
+    mesh: Mesh | None = None,
+) -> list[set[tuple[int, int]]]:
+    """Returns the links (i, j) of every sentence pair, in the order of the bitext.
+
+    Each word that is generated has a link to the position of the highest posterior probability, unless the
+    empty word's is higher.
+    """
+    mesh = mesh or device_mesh()
+    bitext = direction.bitext
+    links: list[set[tuple[int, int]]] = [set() for _ in range(len(bitext))]
+    chosen = np.zeros(len((bitext.source if direction.backward else bitext.target).tokens), np.int32)
+    side = bitext.source if direction.backward else bitext.target
+
+    def expect(parameters: Parameters, totals: Any, own: Any, batch: Batch) -> tuple[Any, Array]:
+        batch = reverse(batch) if direction.backward else batch
+        emission, empty = lexicon.emissions(parameters.lexicon, batch)
+        found = positions.posteriors(
+            parameters.positions, emission, empty, batch.source_length, batch.target_length
+        )
+        return totals, jnp.where(found.links.max(axis=1) > found.empty, found.links.argmax(axis=1), -1)
+
+    def keep(block: Block, best: Array) -> None:
+        chosen[token_range(side, block)] = np.asarray(best)[token_mask(side, block)]
+
+    found = blocks(bitext, multiple=mesh.size)
+    parameters = jax.device_put(parameters, NamedSharding(mesh, P()))
+    run_blocks(
+        make_step(expect, mesh), parameters, zeros(jnp.float32(0), mesh), bitext, found, mesh, keep=keep
+    )
+    for pair, (first, last) in enumerate(zip(side.starts[:-1], side.starts[1:], strict=True)):
+        made = ((int(i), j) for j, i in enumerate(chosen[first:last]) if i >= 0)
+        links[pair] = {(j, i) if direction.backward else (i, j) for i, j in made}
+    return links
