@@ -50,7 +50,8 @@ def _dispatch(arguments: list[str]) -> None:
     from research.training.overrides import leaves, override, split_options
 
     own = {field for field, _ in leaves(command.options)}
-    targets, given = split_options(rest, flags={"json"})
+    flags = {f.name for f in dataclasses.fields(command.options) if isinstance(f.default, bool)}
+    targets, given = split_options(rest, flags=flags)
     needed = len(command.target.split())
     if len(targets) < needed or (len(targets) > needed and not command.target.endswith("...")):
         what = (
