@@ -1,0 +1,63 @@
+"""Masked language modelling: a small BERT with every mechanism that reads in both directions.
+
+    headway ablate experiments/ablations/masked_language_modelling.py
+
+The prose that ships with Python, rows of 128 tokens, 3 layers of width 128. Rotary positions for softmax
+mechanisms and for linear ones, which have no order of their own when they read in both directions. About two
+minutes a point on two idle cores.
+"""
+
+from research.ablation.grid import Ablation, Factor
+from research.attention.positions import Rotary
+from research.data.masked_text import MaskedText
+from research.models.bert import BERT
+from research.objectives.masked_lm import MaskedLM
+from research.training.experiment import Checkpointing, Evaluation, Experiment
+from research.training.optimizer import Muon
+from research.training.schedule import Linear
+
+ATTENTION = "model.attention"
+
+
+def ablation() -> Ablation:
+    base = Experiment(
+        name="masked-language-modelling",
+        model=BERT(
+            vocabulary=2048,
+            context=128,
+            layers=3,
+            width=128,
+            heads=2,
+            positions=Rotary(),
+            token_types=0,
+            norm="rms",
+            placement="pre",
+            feed_forward="relu2",
+            bias=False,
+            pooler=False,
+            dropout=0.0,
+            depth="unroll",
+        ),
+        data=MaskedText(source="python-prose", length=128, batch=32, rate=0.3, masked=1.0, random=0.0),
+        objective=MaskedLM(),
+        optimizer=Muon(learning_rate=2e-2, adam_learning_rate=5e-3),
+        schedule=Linear(warmup=20),
+        steps=300,
+        evaluation=Evaluation(every=100),
+        checkpointing=Checkpointing(every=100),
+    )
+    choices = {
+        "softmax": {},
+        "sliding window": {ATTENTION: "sliding-window", f"{ATTENTION}.window": 33},
+        "differential": {ATTENTION: "differential"},
+        "longformer": {ATTENTION: "longformer", f"{ATTENTION}.window": 32, f"{ATTENTION}.global_tokens": 4},
+        "big-bird": {ATTENTION: "big-bird", f"{ATTENTION}.block": 8},
+        "linear transformer": {ATTENTION: "linear-transformer"},
+        "performer": {ATTENTION: "performer"},
+    }
+    return Ablation(
+        name="masked-language-modelling",
+        base=base,
+        factors=(Factor("attention", (ATTENTION,), choices),),
+        seeds=(0, 1, 2),
+    )
