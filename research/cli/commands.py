@@ -26,6 +26,12 @@ COMMANDS = {
     "plan": Command(planning.Plan(), "EXPERIMENT", planning.plan),
     "sample": Command(language_models.Sample(), "RUN", language_models.sample, overrides=()),
     "translate": Command(translation.Translate(), "RUN", translation.translate, overrides=()),
+    "compare": Command(
+        translation.Compare(),
+        "RUN RUN",
+        translation.compare,
+        overrides=("data.source", "data.target", "data.tokenised"),
+    ),
     "fill": Command(masked_language_models.Fill(), "RUN TEXT", masked_language_models.fill, overrides=()),
     "align": Command(alignment.Align(), "SOURCE TARGET", alignment.align, overrides=()),
     "import": Command(interchange.Import(), "DIRECTORY", interchange.import_, overrides=()),

@@ -1,4 +1,4 @@
-"""Commands on runs of translation models: translate, and evaluate."""
+"""Commands on runs of translation models: translate, compare, and evaluate."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from research.cli.command import message
@@ -27,6 +28,8 @@ class Translate:
     """alpha of the score log P / ((5 + length) / 6)^alpha (Wu et al., 2016); 0: the likeliest text."""
     coverage_penalty: float = 0.0
     """beta of the coverage penalty (Wu et al., 2016), for LSTMs with attention."""
+    score: str | None = None
+    """File of translations of the lines: print the log-probability of each, instead of translating."""
     n_best: int = 0
     """Print this many candidates of each line, as "line ||| text ||| score ||| log-probability"."""
     checkpoint: str = "best"
@@ -35,11 +38,28 @@ class Translate:
     """Print one JSON object for each line: its candidates with their scores."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Compare:
+    """Compares the translations of two runs on the first one's test sets, or on two files (--data.source S
+    --data.target T): BLEU, and the p-value of the difference by paired bootstrap."""
+
+    beam: int = 5
+    """Width of the beam; 1: greedy."""
+    length_penalty: float = 1.0
+    """Length penalty of the beam search (see translate)."""
+    checkpoint: str = "best"
+    """Checkpoint of each to load: best (lowest validation loss), newest, or a step."""
+    json: bool = False
+    """Print the result as one JSON object."""
+
+
 def translate(target: str, options: Translate, overrides: Mapping[str, str]) -> None:
     """Prints translations of the lines of standard input; progress goes to standard error."""
     del overrides
+    from research.data.parallel import lines_of, paired
     from research.inference.beam import Beam
     from research.objectives.translation import Translation
+    from research.training.description import kind
     from research.training.trained import load
     from research.training.translation import translator
 
@@ -48,12 +68,19 @@ def translate(target: str, options: Translate, overrides: Mapping[str, str]) -> 
     beam = Beam(options.beam, options.length_penalty, options.coverage_penalty)
     trained = load(target, options.checkpoint)
     if not isinstance(trained.experiment.objective, Translation):
-        raise UserError(f"{target} is no translation model")
+        raise UserError(
+            f"{target} was not trained to translate, but for {kind(trained.experiment.objective)!r}"
+        )
     model = translator(trained.experiment.model, trained.params, trained.tokenizer, beam)
     if beam.width > trained.experiment.model.vocabulary:
         raise UserError(
             f"--beam {beam.width} is larger than the vocabulary: {trained.experiment.model.vocabulary} tokens"
         )
+    if options.score is not None:
+        pairs = paired(_lines(), lines_of(Path(options.score)), ("standard input", options.score))
+        for total in model.score(pairs):
+            print(json.dumps({"log_probability": total}) if options.json else f"{total:.6f}")
+        return
     begin, told = time.monotonic(), 0
     for number, candidates in enumerate(model.translate(_lines())):
         if options.json:
@@ -82,14 +109,43 @@ def _lines() -> Iterator[str]:
             raise UserError(f"standard input, line {number} is not UTF-8 (byte {error.start})") from None
 
 
-def evaluate(trained: Trained, overrides: Mapping[str, str], beam: Beam, *, as_json: bool) -> None:
-    """Prints the scores of a run's translations of its tests, or of the files that the overrides name."""
+def compare(first: str, second: str, options: Compare, overrides: Mapping[str, str]) -> None:
+    """Prints BLEU of two runs and whether they differ."""
+    from research.inference.beam import Beam
+    from research.objectives.translation import Translation
     from research.training import translation
+    from research.training.description import kind
+    from research.training.trained import load
+
+    runs = [load(run, options.checkpoint) for run in (first, second)]
+    for run, name in zip(runs, (first, second), strict=True):
+        if not isinstance(run.experiment.objective, Translation):
+            raise UserError(
+                f"{name} was not trained to translate, but for {kind(run.experiment.objective)!r}"
+            )
+    beam, data = Beam(options.beam, options.length_penalty), _tests(runs[0], overrides)
+    found = translation.compare(*runs, data, beam=beam, report=message)
+    if options.json:
+        print(json.dumps({"runs": [first, second], "splits": found}))
+        return
+    for split, row in found.items():
+        print(f"{split}: BLEU {row['first']:.2f} and {row['second']:.2f}, p = {row['p_value']:.4f}")
+
+
+def _tests(trained: Trained, overrides: Mapping[str, str]) -> Any:
+    """Returns the run's text, or the files that the overrides name."""
     from research.training.overrides import override
 
     if "data.source" in overrides:
         overrides = {"data.corpus": "test", **overrides}
-    data = override(trained.experiment, overrides).data
+    return override(trained.experiment, overrides).data
+
+
+def evaluate(trained: Trained, overrides: Mapping[str, str], beam: Beam, *, as_json: bool) -> None:
+    """Prints the scores of a run's translations of its tests, or of the files that the overrides name."""
+    from research.training import translation
+
+    data = _tests(trained, overrides)
     found = translation.evaluate(trained, data, beam=beam, report=message)
     if as_json:
         print(json.dumps(found))

@@ -59,22 +59,26 @@ def lines_of(path: Path) -> Iterator[str]:
         raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
 
 
+def paired(left: Iterator[str], right: Iterator[str], names: tuple[object, object]) -> Iterator[Pair]:
+    """Yields the pairs of two texts, line by line; UserError if one has more lines (both counts are told)."""
+    for number, pair in enumerate(itertools.zip_longest(left, right, fillvalue=_MISSING)):
+        if _MISSING in pair:
+            here = [number + (side is not _MISSING) for side in pair]
+            counts = [n + sum(1 for _ in rest) for n, rest in zip(here, (left, right), strict=True)]
+            raise UserError(
+                f"{names[0]} has {counts[0]} lines and {names[1]} {counts[1]}: line n of one must be the "
+                "translation of line n of the other"
+            )
+        yield pair  # type: ignore[misc]  # both are text here
+
+
 def aligned(source: Path, target: Path) -> Iterator[Pair]:
     """Yields the pairs of two line-aligned files.
 
     Raises:
-      UserError: a file cannot be read, or their numbers of lines differ (both are told).
+      UserError: a file cannot be read, or their numbers of lines differ.
     """
-    left, right = lines_of(source), lines_of(target)
-    for number, pair in enumerate(itertools.zip_longest(left, right, fillvalue=_MISSING)):
-        if _MISSING in pair:
-            counts = [number + (side is not _MISSING) + sum(1 for _ in rest) for side, rest in
-                      zip(pair, (left, right), strict=True)]  # fmt: skip
-            raise UserError(
-                f"{source} has {counts[0]} lines and {target} {counts[1]}: line n of one must be the "
-                "translation of line n of the other"
-            )
-        yield pair  # type: ignore[misc]  # both are text here
+    return paired(lines_of(source), lines_of(target), (source, target))
 
 
 @dataclasses.dataclass(frozen=True)
