@@ -142,6 +142,11 @@ def _dot(equation: str, *operands: Array) -> Array:
     return jnp.einsum(equation, *operands, preferred_element_type=jnp.float32)
 
 
+def scaled(x: Float[Array, "*shape"], decay: Float[Array, "*decay_shape"]) -> Float[Array, "*shape"]:
+    """Returns x * decay, dtype of x, multiplied in float32."""
+    return (x.astype(jnp.float32) * decay).astype(x.dtype)
+
+
 def _ends(log_decay: Array) -> tuple[Array, Array, Array]:
     """Returns, for blocks of one token, the decays since the start and until the end, and the total."""
     decay = jnp.exp(log_decay)
@@ -178,4 +183,4 @@ def _halves(x: Float[Array, "batch heads chunks chunk dim"], width: int) -> tupl
 
 def _scaled(x: Array, decay: Array, width: int, half: int) -> Array:
     """Returns one half of x times that of its decay, dtype of x."""
-    return (_halves(x, width)[half] * _halves(decay, width)[half]).astype(x.dtype)
+    return scaled(_halves(x, width)[half], _halves(decay, width)[half])

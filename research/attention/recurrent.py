@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from research.attention.decayed_products import assembled, decayed_products
+from research.attention.decayed_products import assembled, decayed_products, scaled
 from research.attention.engines import blank
 from research.attention.masks import ABSENT, Tokens
 
@@ -44,8 +44,8 @@ def recurrent(
     """Returns what every token reads, dtype of v, and the state after the last token, float32.
 
     Args:
-      q: queries.
-      k: keys.
+      q: queries, dtype of v.
+      k: keys, dtype of v.
       v: values.
       log_decay: log a_t, at most 0 (-inf forgets everything): [heads], the same for every token; [batch,
         length, heads]; or [batch, length, heads, key_dim]; None: nothing is forgotten.
@@ -220,9 +220,7 @@ def _summarise(
             scores = tuple(score * decays for score in scores)
         else:
             scores, since, until = decayed_products(rows, k, log_decay)
-        read, read_by_k, write = (
-            (x * decay).astype(dtype) for x, decay in ((q, since), (k, since), (k, until))
-        )
+        read, read_by_k, write = scaled(q, since), scaled(k, since), scaled(k, until)
         transition = since[..., -1, :, None]
 
     def below(scores: Array, diagonal: int) -> Array:
@@ -242,7 +240,7 @@ def _summarise(
     update, erased = split(_dot("bhnjk,bhnjv->bhnkv", write, written))
     kept = jnp.eye(k.shape[-1])[None, None, None]
     transition = (kept if transition is None else kept * transition) - erased
-    return local, (read - less).astype(dtype), transition, update
+    return local, (read.astype(jnp.float32) - less).astype(dtype), transition, update
 
 
 def _scalar_decays(log_decay: Float[Array, "batch heads chunks chunk 1"]) -> tuple[Array, Array, Array]:
