@@ -1,5 +1,6 @@
 """Attention as pure functions: arrays in, arrays out."""
 
+from research.attention.block_choice import MoBA
 from research.attention.catalogue import Interleaved, capabilities
 from research.attention.engines import attend
 from research.attention.hashing import Reformer
@@ -54,6 +55,7 @@ __all__ = [
     "Longformer",
     "Mamba2",
     "Mask",
+    "MoBA",
     "Not",
     "Or",
     "Performer",

@@ -17,7 +17,8 @@ class Bias:
     """What is added to the scaled scores, after the soft cap and before the mask; subclasses say what.
 
     A subclass is a frozen dataclass registered as a pytree: its arrays (slopes, tables, gates) get gradients.
-    Engines evaluate it tile by tile, so it must never need more than the tokens of one tile.
+    Engines evaluate it tile by tile, so it must never need more than the tokens of one tile. They may count
+    positions from elsewhere than the beginning of a document: only the distance of two tokens counts.
     """
 
     def __call__(self, q: Tokens, kv: Tokens) -> Float[Array, "#batch #heads q_len kv_len"]:

@@ -9,6 +9,7 @@ from typing import Literal
 
 import jax.numpy as jnp
 
+from research.attention.block_choice import MoBA
 from research.attention.hashing import Reformer
 from research.attention.low_rank import Linformer
 from research.attention.mechanisms import (
@@ -36,7 +37,7 @@ from research.attention.sparse_mechanisms import BigBird, Longformer, SparseTran
 
 Single = (
     Softmax | SlidingWindow | Latent | Differential | Forgetting | Longformer | BigBird | SparseTransformer
-    | Linformer | Reformer
+    | MoBA | Linformer | Reformer
     | LinearTransformer | Performer | Based | Retention | GLA | Mamba2 | DeltaNet | GatedDeltaNet | KimiDelta
 )  # fmt: skip
 

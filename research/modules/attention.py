@@ -83,7 +83,7 @@ class MultiHeadAttention(nn.Module):
         if memory is None:
             q, k = turned(spec.positions, tokens, q, k)
             mask = self_mask(softmax.pattern(geometry, causal=spec.causal), tokens, causal=spec.causal)
-            layer, k, v, kv_tokens, bias = self._remember(x, k, v, tokens, cache)
+            layer, k, v, kv_tokens, bias = self._remember(x, q, k, v, tokens, cache)
             q_tokens = tokens
         else:  # which never shares the queries' tokens, though it may be as long
             layer, bias, mask = KeyValues(k, v), None, Everything()
@@ -120,13 +120,14 @@ class MultiHeadAttention(nn.Module):
     def _remember(
         self,
         x: Float[Array, "batch length width"],
+        q: Float[Array, "batch length heads head_dim"],
         k: Float[Array, "batch length kv_heads head_dim"],
         v: Float[Array, "batch length kv_heads head_dim"],
         tokens: Tokens | None,
         cache: tuple[Any, Slots] | None,
     ) -> tuple[Any, Array, Array, Tokens | None, Bias | None]:
         """Returns the new state, if one was given; keys, values, their tokens; and the bias of the scores."""
-        del x
+        del x, q
         bias = position_bias(self, self.spec)
         if cache is None:
             return None, k, v, tokens, bias

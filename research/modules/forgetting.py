@@ -22,6 +22,7 @@ class ForgettingAttention(MultiHeadAttention):
     def _remember(
         self,
         x: Float[Array, "batch length width"],
+        q: Float[Array, "batch length heads head_dim"],
         k: Float[Array, "batch length kv_heads head_dim"],
         v: Float[Array, "batch length kv_heads head_dim"],
         tokens: Tokens | None,
@@ -37,7 +38,7 @@ class ForgettingAttention(MultiHeadAttention):
             logits = jnp.where(real[:, :, None], logits, jnp.inf)
         log_gates = nn.log_sigmoid(logits)
         inner = None if cache is None else (cache[0].key_values, cache[1])
-        layer, k, v, kv_tokens, bias = super()._remember(x, k, v, tokens, inner)
+        layer, k, v, kv_tokens, bias = super()._remember(x, q, k, v, tokens, inner)
         if cache is not None:
             slots = cache[1]
             log_gates = slots.latest(cache[0].log_gates, log_gates)

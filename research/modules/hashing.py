@@ -45,6 +45,7 @@ class HashedAttention(MultiHeadAttention):
     def _remember(
         self,
         x: Float[Array, "batch length width"],
+        q: Float[Array, "batch length heads head_dim"],
         k: Float[Array, "batch length heads head_dim"],
         v: Float[Array, "batch length heads head_dim"],
         tokens: Tokens | None,
@@ -54,6 +55,6 @@ class HashedAttention(MultiHeadAttention):
         mechanism = self.spec.mechanism
         assert isinstance(mechanism, Reformer)
         own = hashes(k, mechanism)
-        layer, k, v, kv_tokens, bias = super()._remember(x, k, v, tokens, cache)
+        layer, k, v, kv_tokens, bias = super()._remember(x, q, k, v, tokens, cache)
         same = SameBucket(own, own if cache is None else hashes(k, mechanism))
         return layer, k, v, kv_tokens, same if bias is None else bias + same

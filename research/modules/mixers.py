@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import flax.linen as nn
 
+from research.attention.block_choice import MoBA
 from research.attention.hashing import Reformer
 from research.attention.low_rank import Linformer
 from research.attention.mechanisms import Differential, Forgetting, Latent, Mechanism, Softmax
 from research.attention.recurrent_mechanisms import Recurrent
 from research.modules.attention import AttentionSpec, MultiHeadAttention
+from research.modules.block_choice import BlockChoiceAttention
 from research.modules.differential import DifferentialAttention
 from research.modules.forgetting import ForgettingAttention
 from research.modules.hashing import HashedAttention
@@ -21,6 +23,7 @@ MIXERS: dict[type[Mechanism], type[nn.Module]] = {
     Forgetting: ForgettingAttention,
     Latent: LatentAttention,
     Linformer: LowRankAttention,
+    MoBA: BlockChoiceAttention,
     Reformer: HashedAttention,
     Recurrent: RecurrentAttention,
     Softmax: MultiHeadAttention,

@@ -54,7 +54,7 @@ _ATTENTION = {
     "soft_cap": ABOVE_0,
     **dict.fromkeys(("window", "dilation", "block", "stride", "summary"), AT_LEAST_1),
     **dict.fromkeys(("global_tokens", "global_blocks", "random_blocks"), AT_LEAST_0),
-    **dict.fromkeys(("rank", "query_rank", "rotary_dim", "rounds"), AT_LEAST_1),
+    **dict.fromkeys(("rank", "query_rank", "rotary_dim", "rounds", "top"), AT_LEAST_1),
     **dict.fromkeys(("convolution", "key_dim", "random_features"), AT_LEAST_1),
     "buckets": ("at least 2", lambda x: x >= 2),
     "initial": RATE,

@@ -11,6 +11,7 @@ import pytest
 
 import research.attention
 from research.attention import Causal, Tokens
+from research.attention.block_choice import MoBA
 from research.attention.catalogue import Interleaved, Single, capabilities
 from research.attention.hashing import Reformer
 from research.attention.low_rank import Linformer
@@ -120,6 +121,7 @@ def test_what_cannot_be_is_refused_in_one_line():
     assert "choose 'longformer' or 'big-bird'" in problems(SparseTransformer(), causal=False)
     fixed = SparseTransformer(factors="fixed", stride=4, summary=5)
     assert "summary 5 is more than the model.attention.stride 4" in problems(fixed)
+    assert "chooses among the blocks before" in problems(MoBA(), causal=False)
     assert "how long its context is" in problems(BigBird(), context=None)
     assert "how long its context is" in problems(Linformer(), causal=False, context=None)
     assert "in a decoder choose 'linear-transformer'" in problems(Linformer())

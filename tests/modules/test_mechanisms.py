@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from research.attention import Tokens
+from research.attention.block_choice import MoBA
 from research.attention.catalogue import Interleaved, Single
 from research.attention.hashing import Reformer
 from research.attention.low_rank import Linformer
@@ -63,7 +64,7 @@ SMALL = {
     SlidingWindow: {"window": 3}, Longformer: {"window": 2, "dilation": 2},
     BigBird: {"block": 2, "window": 2, "global_blocks": 1, "random_blocks": 1},
     SparseTransformer: {"stride": 3}, Latent: {"rank": 6, "query_rank": 5, "rotary_dim": 2},
-    Linformer: {"rank": 3}, Reformer: {"buckets": 4, "rounds": 2},
+    MoBA: {"block": 2, "top": 2}, Linformer: {"rank": 3}, Reformer: {"buckets": 4, "rounds": 2},
 }  # fmt: skip
 """Fields that make a pattern of a mechanism show within a few tokens."""
 PLAIN = [Case(cls(**SMALL.get(cls, {}))) for cls in typing.get_args(Single)]
@@ -223,17 +224,21 @@ def test_unrolled_is_scanned(case):
     )
 
 
-def relative_error_of_bfloat16(case: Case) -> float:
+def errors_of_bfloat16(case: Case) -> np.ndarray:
+    """Returns the relative error of each real token."""
     causal = case.mechanism.decoder
     x, tokens = rows(0.0, packed=case.mechanism.packed)
     run = jax.jit(case.stack(causal=causal).apply)
     got, _ = run({"params": parameters(case, causal)}, x.astype(jnp.bfloat16), Context(tokens))
     real, want = np.asarray(tokens.segments) != 0, outputs(case, causal)["0.0"]
-    error = np.asarray(got, np.float32)[real] - want[real]
-    return float(np.sqrt(np.square(error).mean() / np.square(want[real]).mean()))
+    error = np.linalg.norm(np.asarray(got, np.float32) - want, axis=-1)
+    return (error / np.linalg.norm(want, axis=-1))[real]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", PLAIN[1:], ids=str)
 def test_bfloat16_is_as_good_as_for_softmax(case):
-    assert relative_error_of_bfloat16(case) < 2 * relative_error_of_bfloat16(PLAIN[0])
+    # Where a choice is discrete rounding may turn it, and some tokens then read others: most do not.
+    discrete = isinstance(case.mechanism, MoBA | Reformer)
+    average = np.median if discrete else lambda x: np.sqrt(np.square(x).mean())
+    assert average(errors_of_bfloat16(case)) < 2 * average(errors_of_bfloat16(PLAIN[0]))

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from research.attention.block_choice import MoBA
 from research.attention.hashing import Reformer, hashes
 from research.attention.low_rank import Linformer
 from research.attention.masks import Tokens
@@ -194,3 +195,22 @@ def test_reformer_reads_those_that_share_a_bucket():
         powers = np.exp(k[b, others, h] @ q[b, i, h] / np.sqrt(DIM))
         want[b, i, h] = powers @ v[b, others, h] / powers.sum()
     check(got, output(want, params))
+
+
+@pytest.mark.parametrize("top", [1, 2, 3, 9])
+def test_moba_reads_its_own_block_and_the_best_before(top):
+    mechanism = MoBA(block=2, top=top)
+    got, params = run(mechanism, kv_heads=2)
+    q, k, v = projected(params)
+    want, seen = np.zeros_like(q), 0
+    for b, h, i in np.ndindex(BATCH, HEADS, LENGTH):
+        own = i // 2
+        scores = {n: k[b, 2 * n : 2 * n + 2, h // 2].mean(0) @ q[b, i, h] for n in range(own)}
+        blocks = [own, *sorted(scores, key=scores.get)[::-1][: top - 1]]
+        keys = [j for j in range(i + 1) if j // 2 in blocks]
+        powers = np.exp(k[b, keys, h // 2] @ q[b, i, h] / np.sqrt(DIM))
+        want[b, i, h] = powers @ v[b, keys, h // 2] / powers.sum()
+        seen += len(keys)
+    check(got, output(want, params))
+    geometry = Geometry(WIDTH, HEADS, 2, DIM)
+    assert mechanism.visible_keys(geometry, LENGTH, causal=True) == seen / (BATCH * HEADS * LENGTH)
