@@ -107,7 +107,9 @@ def test_what_splash_lacks_is_named_and_auto_falls_back(need):
 def test_auto_takes_flash_where_it_pays():
     on_cpu = dataclasses.replace(SERVED, backend="cpu", dtype="float32")
     assert choose("auto", on_cpu) == "flash"
-    assert choose("auto", dataclasses.replace(on_cpu, q_len=1)) == "reference"  # a step of decoding
+    assert choose("auto", dataclasses.replace(on_cpu, q_len=64, kv_len=64)) == "reference"
+    decoding = dataclasses.replace(on_cpu, q_len=1, kv_len=2**17)
+    assert choose("auto", decoding) == "reference"
     assert choose("auto", dataclasses.replace(on_cpu, devices=8)) == "reference"
     long = dataclasses.replace(SERVED, dtype="float32", q_len=32768, kv_len=32768)
     assert choose("auto", long) == "flash"  # 32 GiB of scores
