@@ -27,13 +27,19 @@ class Command:
 
 
 def experiment_of(target: str, overrides: Mapping[str, str], command: Any) -> Experiment:
-    """Returns the experiment of a file or run directory, with overrides."""
+    """Returns the experiment of a file or run directory, with overrides; "from" names a run to start from."""
     from research.training.description import load_experiment
     from research.training.overrides import override
     from research.training.validity import validate
 
-    own = [field.name for field in dataclasses.fields(command)]
-    experiment: Experiment = override(load_experiment(target), overrides, other_names=own)
+    own = [*(field.name for field in dataclasses.fields(command)), "from"]
+    experiment: Experiment = load_experiment(target)
+    if "from" in overrides:
+        from research.training.warm_start import started_from
+
+        experiment = started_from(experiment, overrides["from"])
+    rest = {name: text for name, text in overrides.items() if name != "from"}
+    experiment = override(experiment, rest, other_names=own)
     validate(experiment)
     return experiment
 

@@ -17,7 +17,8 @@ from research.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Train:
-    """Trains an experiment, or goes on with a run that was stopped."""
+    """Trains an experiment, or goes on with a run that was stopped; with --from RUN, it starts from the
+    model, tokenizer and parameters of another run."""
 
     workdir: str | None = None
     """Run directory; default: runs/NAME of the experiment."""

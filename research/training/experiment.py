@@ -12,29 +12,33 @@ from typing import Literal
 from research.data.associative_recall import AssociativeRecall
 from research.data.bitext import Bitext
 from research.data.induction import Induction
+from research.data.labelled_text import LabelledText
 from research.data.list_operations import ListOperations
 from research.data.masked_text import MaskedText
 from research.data.text import TextData
 from research.models.bert import BERT
+from research.models.classifier import Classifier
 from research.models.gpt import GPT
 from research.models.seq2seq import Seq2Seq
 from research.models.transformer import Transformer
 from research.objectives.causal_lm import CausalLM
+from research.objectives.classification import Classification
 from research.objectives.masked_lm import MaskedLM
 from research.objectives.recall import Recall
 from research.objectives.translation import Translation
 from research.training.optimizer import AdamW, Optimizer
 from research.training.schedule import Cosine, Schedule
 
-Model = GPT | BERT | Transformer | Seq2Seq
+Model = GPT | BERT | Classifier | Transformer | Seq2Seq
 """Networks that can be trained."""
-Data = TextData | MaskedText | Bitext | AssociativeRecall | Induction | ListOperations
+Data = TextData | MaskedText | LabelledText | Bitext | AssociativeRecall | Induction | ListOperations
 """What they can be trained on."""
-Objective = CausalLM | MaskedLM | Translation | Recall
+Objective = CausalLM | MaskedLM | Classification | Translation | Recall
 """What they can learn."""
 LEARNABLE: dict[type, tuple[tuple[type, ...], tuple[type, ...]]] = {
     CausalLM: ((GPT,), (TextData,)),
     MaskedLM: ((BERT,), (MaskedText,)),
+    Classification: ((Classifier,), (LabelledText,)),
     Recall: ((GPT,), (AssociativeRecall, Induction, ListOperations)),
     Translation: ((Transformer, Seq2Seq), (Bitext,)),
 }
@@ -65,6 +69,8 @@ class Evaluation:
     """Steps between evaluations; the last step is always evaluated."""
     batches: int | None = None
     """Batches of the validation split to read; default: all of it."""
+    patience: int | None = None
+    """Evaluations without a lower loss after which training ends, with the best checkpoint as its result."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +105,8 @@ class Experiment:
     """Micro-batches that a batch is cut into, one after another, to save memory."""
     clip: float | None = 1.0
     """Largest global norm of the gradient."""
+    initial: str | None = None
+    """Run whose parameters training starts from, as far as the models have them in common."""
     ema: float | None = None
     """Decay of an exponential moving average of the parameters, used for evaluation and sampling."""
     sharding: Sharding = dataclasses.field(default_factory=Sharding)

@@ -20,7 +20,7 @@ from research.training.checkpoint import Checkpoints
 from research.training.interrupt import Interrupt
 from research.training.metrics import MetricsWriter, Stopwatch, Window
 from research.training.progress import Display
-from research.training.run_directory import RunDirectory
+from research.training.run_directory import RunDirectory, ranking
 
 if TYPE_CHECKING:
     from research.training.experiment import Experiment
@@ -105,6 +105,8 @@ class _Loop:
         self.seconds_before: float = record.get("seconds", 0.0)
         self.started = time.monotonic()
         self.validation: tuple[int, dict[str, float]] = (self.step, self._validation_there())
+        rows = (row for row in directory.rows() if row["step"] <= self.step and "valid/loss" in row)
+        self.losses = [ranking(row) for row in rows]
         self.writer = MetricsWriter(directory, self.step)
         self.pending: tuple[int, dict[str, np.ndarray], dict[str, jax.Array]] | None = None
         self.watch = Stopwatch()
@@ -123,7 +125,7 @@ class _Loop:
     def run(self) -> None:
         """Steps until the end, a signal, or an error."""
         program, last = self.program, self.experiment.steps
-        while self.step < last and not self._stopping():
+        while self.step < last and not self._exhausted() and not self._stopping():
             if self.profile and self.step + 1 == self.profile[0]:
                 self._settle()
                 jax.profiler.start_trace(str(self.directory.path / "profile"))
@@ -137,7 +139,7 @@ class _Loop:
                 self._collect(*before)
             self._after_step()
         self._settle()
-        if self.step < last:
+        if self.step < last and not self._exhausted():
             self._save({})
             self.checkpoints.wait()
             cause = self.interrupt.received or "a signal to another process"
@@ -159,6 +161,13 @@ class _Loop:
             return False
         with jax.transfer_guard("allow"):
             return bool(multihost_utils.process_allgather(np.array(asked)).any())
+
+    def _exhausted(self) -> bool:
+        """Returns whether the last evaluations, as many as the experiment's patience, brought nothing."""
+        patience = self.experiment.evaluation.patience
+        if patience is None or len(self.losses) <= patience:
+            return False
+        return min(self.losses[-patience:]) >= min(self.losses[:-patience])
 
     def outcome(self) -> Outcome:
         """Waits for the last save and sums up."""
@@ -230,6 +239,7 @@ class _Loop:
         with self.watch.paused(), jax.transfer_guard("allow"):
             metrics = self.program.evaluate(self.state)
             self.validation = (self.step, metrics)
+            self.losses.append(ranking(metrics))
             self.writer.write(self.step, {**metrics, "seconds": self._seconds()})
             self.display.evaluation(self.step, metrics)
 

@@ -10,6 +10,7 @@ import jax
 import optax
 from optax import contrib
 
+from research.training.layer_decay import scale_by_layer
 from research.training.paths import path_name
 
 NO_DECAY = re.compile(r"(bias|scale|sink|lambda_\w+)$")
@@ -37,13 +38,16 @@ class AdamW:
     """Added to the root of the second moment."""
     weight_decay: float = 0.1
     """Decay of matrices and embeddings (never of biases and norm scales)."""
+    layer_decay: float = 1.0
+    """Factor on the learning rate from each layer to the one before it, for fine-tuning."""
 
     def build(self, schedule: optax.Schedule) -> optax.GradientTransformation:
         """Returns the transformation; ``schedule`` gives the learning rate as a share of the peak."""
         rate = scaled(schedule, self.learning_rate)
-        return optax.adamw(
+        adam = optax.adamw(
             rate, self.beta1, self.beta2, self.epsilon, weight_decay=self.weight_decay, mask=decays
         )
+        return adam if self.layer_decay == 1.0 else optax.chain(adam, scale_by_layer(self.layer_decay))
 
 
 @dataclasses.dataclass(frozen=True)

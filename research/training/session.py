@@ -13,11 +13,12 @@ from typing import Any
 import jax
 
 from research.objectives.causal_lm import CausalLM
+from research.objectives.classification import Classification
 from research.objectives.masked_lm import MaskedLM
 from research.objectives.recall import Recall
 from research.objectives.translation import Translation
 from research.scale.mesh import make_mesh
-from research.training import language_model, masked_language_model, recall, translation
+from research.training import classification, language_model, masked_language_model, recall, translation
 from research.training.conclusion import Conclusion
 from research.training.description import to_json
 from research.training.experiment import Experiment
@@ -25,11 +26,14 @@ from research.training.loop import train
 from research.training.program import build, functions
 from research.training.progress import Display
 from research.training.run_directory import claim
+from research.training.trained import best_of
 from research.training.validity import validate
+from research.training.warm_start import warm_start
 
 CONCLUSIONS: dict[type, Callable[..., Conclusion]] = {
     CausalLM: language_model.conclude,
     MaskedLM: masked_language_model.conclude,
+    Classification: classification.conclude,
     Recall: recall.conclude,
     Translation: translation.conclude,
 }
@@ -87,19 +91,26 @@ def run(
     parts = functions(experiment, mesh)
     program = build(experiment, prepared, parts)
     program.batches()
+    if experiment.initial is not None:
+        program = dataclasses.replace(
+            program, init=lambda: warm_start(str(experiment.initial), parts.init(), report)
+        )
     with claim(directory, to_json(experiment), primary=jax.process_index() == 0) as owned:
         owned.keep(prepared.files())
         with contextlib.ExitStack() as stack:
             # One process speaks for all.
             stream = sys.stderr if owned.primary else stack.enter_context(open(os.devnull, "w"))
             outcome = train(program, experiment, owned, display=Display(stream), profile=profile)
+        params, validation = outcome.state.evaluated, outcome.validation
+        if experiment.evaluation.patience is not None:
+            params, validation = best_of(owned, experiment, parts)
         conclude = CONCLUSIONS[type(experiment.objective)]
-        conclusion = conclude(experiment, prepared, parts, outcome.state.evaluated, report)
+        conclusion = conclude(experiment, prepared, parts, params, report)
     return Result(
         run=str(directory),
         step=outcome.step,
         seconds=outcome.seconds,
         tokens_per_second=outcome.tokens_per_second,
-        validation=conclusion.values.get("validation", outcome.validation),
+        validation=conclusion.values.get("validation", validation),
         conclusion=conclusion,
     )

@@ -49,6 +49,16 @@ def load(path: str | Path, checkpoint: str = "best") -> Trained:
     return Trained(directory, experiment, step, tokenizer, parts, restored.state[name])
 
 
+def best_of(
+    directory: RunDirectory, experiment: Experiment, parts: Functions
+) -> tuple[Any, dict[str, float]]:
+    """Returns the parameters to evaluate of a run's best checkpoint, on the run's mesh, and its metrics."""
+    name = "params" if experiment.ema is None else "average"
+    step = directory.best()
+    restored = restore(directory, {name: getattr(parts.abstract_state, name)}, step)
+    return restored.state[name], directory.checkpoint_metrics(step)
+
+
 def _functions_here(experiment: Experiment) -> Functions:
     """Returns the functions on the devices that are here (as many as divide the batch)."""
     rows = experiment.data.batch // experiment.accumulate

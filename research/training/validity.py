@@ -13,11 +13,13 @@ from research.attention.positions import NTK, Interpolation, RelativeBias, Rotar
 from research.data.associative_recall import AssociativeRecall
 from research.data.bitext import Bitext
 from research.data.induction import Induction
+from research.data.labelled_text import LabelledText
 from research.data.list_operations import ListOperations
 from research.data.masked_text import MaskedText
 from research.data.text import TextData
 from research.errors import UserError
 from research.models.bert import BERT
+from research.models.classifier import Classifier
 from research.models.gpt import GPT
 from research.models.seq2seq import Alignment, Seq2Seq
 from research.models.stacks import nearest_divisors
@@ -49,6 +51,7 @@ _OPTIMIZER = {
     "beta2": RATE,
     "epsilon": ABOVE_0,
     "weight_decay": AT_LEAST_0,
+    "layer_decay": ("above 0 and at most 1", lambda x: 0 < x <= 1),
 }
 _ATTENTION = {
     "soft_cap": ABOVE_0,
@@ -87,6 +90,12 @@ _RANGES: dict[type, dict[str, Range]] = {
         **dict.fromkeys(("masked", "random"), SHARE),
     },
     MaskedLM: {"pair_weight": AT_LEAST_0},
+    Classifier: {"classes": AT_LEAST_1, "head_dropout": RATE},
+    LabelledText: {
+        **dict.fromkeys(("classes", "length", "batch"), AT_LEAST_1),
+        "valid_fraction": PART,
+        "train_fraction": ("above 0 and at most 1", lambda x: 0 < x <= 1),
+    },
     AssociativeRecall: {
         **dict.fromkeys(("vocabulary", "length", "pairs", "batch", "valid_batches"), AT_LEAST_1),
         "power": ABOVE_0,
@@ -115,7 +124,7 @@ _RANGES: dict[type, dict[str, Range]] = {
     **dict.fromkeys((AdamW, Lion, Adafactor, Muon), _OPTIMIZER),
     **dict.fromkeys((Cosine, Linear, WarmupStableDecay, ReciprocalSqrt), _SCHEDULE),
     CausalLM: {"z_loss": AT_LEAST_0},
-    Evaluation: dict.fromkeys(("every", "batches"), AT_LEAST_1),
+    Evaluation: dict.fromkeys(("every", "batches", "patience"), AT_LEAST_1),
     Checkpointing: dict.fromkeys(("every", "keep_last", "keep_every"), AT_LEAST_1),
     Experiment: {
         **dict.fromkeys(("steps", "accumulate", "log_every"), AT_LEAST_1),
@@ -156,6 +165,12 @@ def _problems(experiment: Experiment, mesh: Mapping[str, int] | None) -> Iterato
     yield from experiment.data.problems()
     yield from experiment.objective.problems(experiment.model, experiment.data)
     yield from _packing_problems(experiment)
+    evaluation, checkpointing = experiment.evaluation, experiment.checkpointing
+    if evaluation.patience is not None and evaluation.every % checkpointing.every:
+        yield (
+            "evaluation.patience needs a checkpoint at every evaluation: evaluation.every "
+            f"{evaluation.every} is no multiple of checkpointing.every {checkpointing.every}"
+        )
     if mesh is not None:
         yield from _mesh_problems(experiment, mesh)
 

@@ -1,0 +1,357 @@
+"""Labelled text: the description that names it, and the batches it becomes."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import grain
+import numpy as np
+from jaxtyping import Int32, Int64
+
+from research.data.labelled_records import GLUE, Example, Fields, read_file, read_glue
+from research.data.packing import share_of_process
+from research.data.wordpiece import MaskingTokenizer
+from research.errors import UserError, nearest
+
+Batch = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LabelledRows:
+    """Examples as rows of tokens, [CLS] a [SEP] or [CLS] a [SEP] b [SEP], and padding.
+
+    Attributes:
+      tokens: the rows.
+      lengths: tokens of each that are not padding.
+      types: 1 for tokens of a second text.
+      labels: classes, or scores; of rows or, in tagging, of tokens.
+      weights: 1 for what has a label.
+      truncated: examples that were longer than a row, and cut.
+    """
+
+    tokens: Int32[np.ndarray, "rows length"]
+    lengths: Int64[np.ndarray, " rows"]
+    types: Int32[np.ndarray, "rows length"]
+    labels: np.ndarray
+    weights: np.ndarray
+    truncated: int
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def batch(self, numbers: Int64[np.ndarray, " batch"], real: np.ndarray | None = None) -> Batch:
+        """Returns rows by number; where ``real`` is false they are padding throughout."""
+        column = np.arange(self.tokens.shape[1], dtype=np.int32)
+        batch = {
+            "tokens": self.tokens[numbers],
+            "positions": np.tile(column, (len(numbers), 1)),
+            "segments": (column < self.lengths[numbers, None]).astype(np.int32),
+            "types": self.types[numbers],
+            "labels": self.labels[numbers],
+            "weights": self.weights[numbers],
+        }
+        if real is None:
+            return batch
+        return {
+            name: np.where(real.reshape(-1, *[1] * (array.ndim - 1)), array, array.dtype.type(0))
+            for name, array in batch.items()
+        }
+
+
+class LabelledSource(grain.sources.RandomAccessDataSource[Batch]):
+    """Endless training batches, in the order of a permutation drawn from (seed, epoch)."""
+
+    def __init__(self, data: LabelledRows, *, batch: int, seed: int, rows: slice) -> None:
+        """``rows``: the rows of a batch that this process gets."""
+        self._data, self._batch, self._seed, self._rows = data, batch, seed, rows
+        if len(data) < batch:
+            raise UserError(
+                f"{len(data)} training examples are fewer than one batch of {batch}; lower data.batch"
+            )
+        self._epoch = functools.lru_cache(maxsize=2)(self._draw_epoch)
+
+    def __len__(self) -> int:
+        return sys.maxsize // self._batch
+
+    def __getitem__(self, index: int) -> Batch:
+        numbers = np.arange(self._batch)[self._rows] + index * self._batch
+        epochs, places = np.divmod(numbers, len(self._data))
+        order = [self._epoch(int(epoch))[place] for epoch, place in zip(epochs, places, strict=True)]
+        return self._data.batch(np.array(order))
+
+    def _draw_epoch(self, epoch: int) -> Int64[np.ndarray, " rows"]:
+        return np.random.default_rng([self._seed, epoch]).permutation(len(self._data))
+
+
+class LabelledBatches(Sequence[Batch]):
+    """Validation batches, in order; the last is filled up."""
+
+    def __init__(self, data: LabelledRows, *, batch: int, limit: int | None, rows: slice) -> None:
+        """``limit``: batches, at most; ``rows``: which of a batch's rows this process gets."""
+        self._data, self._batch, self._rows = data, batch, rows
+        batches = -(-len(data) // batch)
+        self._len = batches if limit is None else min(limit, batches)
+
+    def __len__(self) -> int:
+        return self._len
+
+    def __getitem__(self, index: int) -> Batch:  # type: ignore[override]  # no slices
+        if not 0 <= index < self._len:
+            raise IndexError(index)
+        numbers = np.arange(self._batch)[self._rows] + index * self._batch
+        return self._data.batch(np.minimum(numbers, len(self._data) - 1), numbers < len(self._data))
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedLabels:
+    """Labelled text as rows.
+
+    Attributes:
+      tokenizer: made the tokens.
+      names: the labels, in the order of their classes; empty for scores.
+      train: training rows.
+      valid: validation rows.
+      data: the description.
+    """
+
+    tokenizer: MaskingTokenizer
+    names: tuple[str, ...]
+    train: LabelledRows
+    valid: LabelledRows
+    data: LabelledText
+
+    def files(self) -> dict[str, str]:
+        """Returns what a run must keep to read its text again: contents by file name."""
+        return {
+            MaskingTokenizer.FILE: self.tokenizer.to_json(),
+            "labels.json": json.dumps(self.names, ensure_ascii=False) + "\n",
+        }
+
+    def train_batches(self, *, seed: int, process_index: int, process_count: int) -> Any:
+        """Returns endless shuffled batches, a Grain iterator."""
+        rows = share_of_process(self.data.batch, process_index, process_count)
+        source = LabelledSource(self.train, batch=self.data.batch, seed=seed, rows=rows)
+        options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+        return iter(grain.MapDataset.source(source).to_iter_dataset(options))
+
+    def valid_batches(
+        self, *, limit: int | None = None, process_index: int, process_count: int
+    ) -> Sequence[Any]:
+        """Returns the validation batches, in order, at most ``limit``."""
+        rows = share_of_process(self.data.batch, process_index, process_count)
+        return LabelledBatches(self.valid, batch=self.data.batch, limit=limit, rows=rows)
+
+    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """Returns "loss" and, for labels, "accuracy", from a model's sums."""
+        return {name: sums[name] / sums["weight"] for name in ("loss", "accuracy") if name in sums}
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelledText:
+    """Texts, or pairs of texts, with a label or a score each, or sentences with a tag for each word."""
+
+    source: str = "files"
+    """"files" (needs path), or "glue/TASK": a task of GLUE through TFDS, "glue/cola" say."""
+    path: str | None = None
+    """Training file: .csv or .tsv (with a header), or .jsonl."""
+    valid_path: str | None = None
+    """Validation file; default: the training file, told apart by split_field, or valid_fraction of it."""
+    valid_fraction: float = 0.1
+    """Share of the training file held out where there is neither valid_path nor split_field."""
+    task: Literal["labels", "score", "tags"] = "labels"
+    """What is predicted: a label of the row, a score of it, or a tag of each word."""
+    text: str = "text"
+    """Field of the text, or in tagging of the list of words."""
+    second: str | None = None
+    """Field of the second text of a pair."""
+    label: str = "label"
+    """Field of the label, the score, or the list of tags."""
+    split_field: str | None = None
+    """Field that says which split an example is of."""
+    train_split: str = "train"
+    """Its value for training examples."""
+    valid_split: str = "valid"
+    """Its value for validation examples."""
+    classes: int = 2
+    """Different labels; 1 for a score."""
+    train_fraction: float = 1.0
+    """Share of the training examples of each label that is used, the same for every seed."""
+    tokenizer: str = "wordpiece"
+    """"wordpiece" (trained on the training text), or the path of a tokenizer.json; --from RUN sets the
+    run's."""
+    length: int = 64
+    """Tokens in a row; longer texts are cut, and counted."""
+    batch: int = 32
+    """Rows in a step, over all devices."""
+
+    def shapes(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Returns shape and dtype of the arrays of a batch, over all devices."""
+        rows = (self.batch, self.length)
+        labelled = rows if self.task == "tags" else rows[:1]
+        names = ("tokens", "positions", "segments", "types")
+        labels = (labelled, "float32" if self.task == "score" else "int32")
+        return {**dict.fromkeys(names, (rows, "int32")), "labels": labels, "weights": (labelled, "float32")}
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens in a batch, over all devices."""
+        return self.batch * self.length
+
+    def load_tokenizer(self, directory: Path) -> MaskingTokenizer:
+        """Returns the tokenizer that a run keeps in ``directory``."""
+        return MaskingTokenizer.load(directory / MaskingTokenizer.FILE)  # type: ignore[return-value]
+
+    def problems(self) -> Iterator[str]:
+        """Yields what does not fit together, each as one clear sentence."""
+        task = self.source.removeprefix("glue/")
+        if self.source != "files" and (task == self.source or task not in GLUE):
+            yield f"data.source {self.source!r} is unknown{nearest(task, ('files', *GLUE))}"
+        if self.source == "files" and self.path is None:
+            yield 'data.source "files" needs data.path: a .csv, .tsv or .jsonl'
+        if self.task == "score" and self.classes != 1:
+            yield f'data.task "score" needs data.classes 1, not {self.classes}'
+        if self.task == "tags" and self.second is not None:
+            yield 'data.task "tags" reads one text: leave out data.second'
+        if self.length < 4:
+            yield f"data.length is {self.length}; it should be at least 4"
+
+    def prepare(
+        self,
+        *,
+        vocabulary: int,
+        tokenizer: MaskingTokenizer | None = None,
+        report: Callable[[str], None] = lambda message: None,
+    ) -> PreparedLabels:
+        """Returns the text as rows.
+
+        Args:
+          vocabulary: rows of the model's embedding; a tokenizer trained here is trained to fit.
+          tokenizer: use this one (a run's own) instead of the one described.
+          report: receives how much there is, and how many texts were cut.
+
+        Raises:
+          UserError: a file cannot be read, a label is not among those of the training text, there are more
+            or fewer labels than data.classes, or the tokenizer does not fit.
+        """
+        train, valid = self._examples()
+        names = () if self.task == "score" else tuple(sorted({x for e in train for x in e.labels}))
+        if self.task != "score" and len(names) != self.classes:
+            raise UserError(
+                f"the training text has {len(names)} different labels, data.classes is {self.classes}; "
+                f"use --data.classes {len(names)} --model.classes {len(names)}"
+            )
+        train = self._part(train)
+        made_by = tokenizer or self._tokenizer(train, vocabulary)
+        if made_by.vocabulary > vocabulary:
+            raise UserError(
+                f"the tokenizer has {made_by.vocabulary} tokens, the model's vocabulary only {vocabulary}; "
+                "a run's tokenizer goes with the run's model: --from RUN"
+            )
+        rows = [self._rows(examples, made_by, names) for examples in (train, valid)]
+        report(f"{len(train):,} training and {len(valid):,} validation examples, {len(names)} labels")
+        if truncated := sum(part.truncated for part in rows):
+            report(f"{truncated:,} texts are longer than data.length {self.length} tokens, and cut")
+        return PreparedLabels(made_by, names, rows[0], rows[1], self)
+
+    def _examples(self) -> tuple[list[Example], list[Example]]:
+        """Returns training and validation examples; neither is empty."""
+        if self.source != "files":
+            task = self.source.removeprefix("glue/")
+            found = [list(read_glue(task, split)) for split in ("train", "validation")]
+        else:
+            fields = Fields(self.text, self.second, self.label, self.split_field)
+            path, tags = str(self.path), self.task == "tags"
+            found = [list(read_file(path, fields, self.train_split, tags=tags))]
+            if self.valid_path is not None or self.split_field is not None:
+                other = self.valid_path or path
+                found.append(list(read_file(other, fields, self.valid_split, tags=tags)))
+            else:
+                order = np.random.default_rng(0).permutation(len(found[0]))
+                held_out = math.ceil(self.valid_fraction * len(order))
+                found = [[found[0][i] for i in part] for part in (order[held_out:], order[:held_out])]
+        for purpose, examples in zip(("training", "validation"), found, strict=True):
+            if not examples:
+                raise UserError(f"there are no examples for {purpose} in {self.path or self.source}")
+        return found[0], found[1]
+
+    def _part(self, examples: list[Example]) -> list[Example]:
+        """Returns ``train_fraction`` of the examples of each label, rounded up."""
+        if self.train_fraction == 1.0:
+            return examples
+        order = np.random.default_rng(0).permutation(len(examples))
+        groups: dict[str, list[int]] = {}
+        for i in order.tolist():
+            groups.setdefault(examples[i].labels[0] if self.task == "labels" else "", []).append(i)
+        kept = (members[: math.ceil(self.train_fraction * len(members))] for members in groups.values())
+        return [examples[i] for i in sorted(i for members in kept for i in members)]
+
+    def _tokenizer(self, examples: list[Example], vocabulary: int) -> MaskingTokenizer:
+        if self.tokenizer == "wordpiece":
+            return MaskingTokenizer.train([" ".join(e.texts) for e in examples], vocabulary)
+        if not Path(self.tokenizer).is_file():
+            raise UserError(f"data.tokenizer {self.tokenizer!r} is no file and no kind of tokenizer")
+        return MaskingTokenizer.load(self.tokenizer)  # type: ignore[return-value]
+
+    def _rows(
+        self, examples: list[Example], tokenizer: MaskingTokenizer, names: tuple[str, ...]
+    ) -> LabelledRows:
+        shape = (len(examples), self.length)
+        tags = self.task == "tags"
+        tokens, types = np.full(shape, tokenizer.padding, np.int32), np.zeros(shape, np.int32)
+        lengths, truncated = np.zeros(len(examples), np.int64), 0
+        labels = np.zeros(shape if tags else shape[:1], np.float32 if self.task == "score" else np.int32)
+        weights = np.zeros(labels.shape, np.float32) if tags else np.ones(labels.shape, np.float32)
+        classes = {name: i for i, name in enumerate(names)}
+        encoded = iter(tokenizer.encode_batch([text for example in examples for text in example.texts]))
+        for row, example in enumerate(examples):
+            parts = [next(encoded) for _ in example.texts]
+            found = [self._label(label, classes, example.where) for label in example.labels]
+            if tags:
+                starts = np.cumsum([1, *map(len, parts[:-1])])
+                parts = [[i for part in parts for i in part]]
+                # A word of which nothing is left (white space, say) has no token to carry its tag.
+                for start, label, size in zip(
+                    starts, found, np.diff([*starts, len(parts[0]) + 1]), strict=True
+                ):
+                    if size and start < self.length - 1:
+                        labels[row, start], weights[row, start] = label, 1.0
+            else:
+                labels[row] = found[0]
+            truncated += _shorten(parts, self.length - 1 - len(parts))
+            at = 1
+            tokens[row, 0] = tokenizer.first
+            for kind, part in enumerate(parts):
+                end = at + len(part) + 1
+                tokens[row, at:end], types[row, at:end] = [*part, tokenizer.separator], kind
+                at = end
+            lengths[row] = at
+        return LabelledRows(tokens, lengths, types, labels, weights, truncated)
+
+    def _label(self, label: str, classes: dict[str, int], where: str) -> float:
+        if self.task == "score":
+            try:
+                return float(label)
+            except ValueError:
+                raise UserError(f"{where}: field {self.label!r} is {label!r}, not a number") from None
+        if label not in classes:
+            raise UserError(
+                f"{where}: field {self.label!r} is {label!r}, which no training example has"
+                + nearest(label, classes)
+            )
+        return classes[label]
+
+
+def _shorten(parts: list[list[int]], room: int) -> bool:
+    """Cuts tokens off the end of the longer part until all fit into ``room``; returns whether any was cut."""
+    cut = False
+    while sum(map(len, parts)) > room:
+        max(parts, key=len).pop()
+        cut = True
+    return cut

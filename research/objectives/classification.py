@@ -1,0 +1,60 @@
+"""Classification: choose a label, or give a score, for a row or for each of its words."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from research.attention.masks import Tokens
+from research.objectives.masked_lm import weighted
+from research.objectives.objective import Apply, Batch, Loss
+
+
+@dataclasses.dataclass(frozen=True)
+class Classification:
+    """Choose the label of a row (cross entropy), of each word, or a row's score (squared error).
+
+    Batches have ``tokens``, ``positions``, ``segments``, ``types`` [batch, length] int32, ``labels`` (int32
+    classes, or float32 scores) and ``weights`` float32, both [batch] or, for words, [batch, length]. Sums:
+    "loss" (nats, or squared error), "weight" (rows or words) and, for labels, "accuracy" (those right).
+    """
+
+    def problems(self, model: Any, data: Any) -> Iterator[str]:
+        """Yields what keeps the model from learning this from the data, each as one clear sentence."""
+        if data.length > model.context:
+            yield (
+                f"data.length {data.length} is longer than model.bert.context {model.context}; "
+                f"the longest possible is {model.context}"
+            )
+        if (data.task == "tags") != model.per_token:
+            yield f'data.task "{data.task}" needs model.per_token {str(data.task == "tags").lower()}'
+        if data.task == "score" and model.classes != 1:
+            yield f'data.task "score" needs model.classes 1, not {model.classes}'
+
+    def inputs(self, batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Returns tokens, where they stand, and their types."""
+        place = Tokens(batch["positions"], batch["segments"], in_order=True)
+        return (batch["tokens"], place, batch["types"]), {}
+
+    def loss(self, apply: Apply) -> Loss:
+        """Returns the loss; ``apply`` is that of a `research.models.classifier.ClassifierModule`."""
+
+        def loss(
+            params: Any, batch: Batch, key: Key[Array, ""] | None
+        ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+            inputs, named = self.inputs(batch)
+            logits = apply({"params": params}, *inputs, key=key, **named)
+            labels, weights = batch["labels"], batch["weights"]
+            sums = {"weight": weights.sum()}
+            if jnp.issubdtype(labels.dtype, jnp.floating):
+                scores = jnp.where(weights > 0, logits[..., 0], labels)
+                error = jnp.square(scores - labels).sum()
+                return error, {"loss": error, **sums}
+            nats, right = weighted(logits, labels, weights)
+            return nats, {"loss": nats, "accuracy": right, **sums}
+
+        return loss
