@@ -12,7 +12,8 @@ from jaxtyping import Array, Float, Key
 
 def elu_plus_one(x: Float[Array, "*shape dim"]) -> Float[Array, "*shape dim"]:
     """Returns elu(x) + 1, dtype of x: positive everywhere (Katharopoulos et al., 2020, eq. 7)."""
-    return jax.nn.elu(x) + jnp.ones((), x.dtype)
+    # exp itself below 0: exp(x) - 1 + 1 would lose the digits of small weights.
+    return jnp.where(x > 0, x + jnp.ones((), x.dtype), jnp.exp(jnp.minimum(x, jnp.zeros((), x.dtype))))
 
 
 def unit(x: Float[Array, "*shape dim"], epsilon: float = 1e-6) -> Float[Array, "*shape dim"]:
