@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -42,7 +43,8 @@ def align(source: str, target: str, *, options: Align, overrides: Mapping[str, s
     keep_freed_memory()
     # Expectations are many small operations: sentence pairs shared out to the cores are faster than each one
     # shared out by itself.
-    jax.config.update("jax_num_cpu_devices", min(len(os.sched_getaffinity(0)), 8))
+    with contextlib.suppress(RuntimeError):  # JAX runs already, with the devices that it has
+        jax.config.update("jax_num_cpu_devices", min(len(os.sched_getaffinity(0)), 8))
 
     from research.statistical import aligner
 

@@ -106,6 +106,7 @@ def expectations(
     return Counts(counts, statistics, totals.log_likelihood + found.log_likelihood), own
 
 
+@functools.partial(jax.jit, static_argnames=("words", "positions", "prior"))
 def maximise(
     parameters: Parameters,
     counts: Counts,
@@ -157,10 +158,7 @@ def train(
     for number, (positions, iterations) in enumerate(schedule):
         if number:
             parameters = direction.with_positions(parameters.lexicon, positions)
-        step = make_step(
-            functools.partial(expectations, positions=positions, backward=direction.backward), mesh
-        )
-        update = jax.jit(functools.partial(maximise, words=words, positions=positions, prior=prior))
+        step = make_step(expectations, mesh, positions=positions, backward=direction.backward)
         for iteration in range(iterations):
             empty = Counts(
                 jax.tree.map(jnp.zeros_like, parameters.lexicon),
@@ -169,7 +167,8 @@ def train(
             )
             everywhere = jax.device_put(parameters, replicated)
             counts = reduce_totals(run_blocks(step, everywhere, zeros(empty, mesh), bitext, found, mesh))
-            parameters = update(parameters, counts, entry_word)
+            settings = {"words": words, "positions": positions, "prior": prior}
+            parameters = maximise(parameters, counts, entry_word, **settings)
             name = type(positions).__name__
             way = "backward" if direction.backward else "forward"
             each = float(counts.log_likelihood) / len(bitext)
@@ -179,12 +178,26 @@ def train(
     return parameters
 
 
-def best_links(
+def decide(
     parameters: Parameters,
-    positions: Positions,
-    direction: Direction,
+    totals: Any,
+    own: Any,
+    batch: Batch,
     *,
-    mesh: Mesh | None = None,
+    positions: Positions,
+    backward: bool,
+) -> tuple[Any, Int32[Array, "batch J"]]:
+    """Returns ``totals``, and where each generated word comes from: -1 is the empty word (see ``em``)."""
+    batch = reverse(batch) if backward else batch
+    emission, empty = lexicon.emissions(parameters.lexicon, batch)
+    found = positions.posteriors(
+        parameters.positions, emission, empty, batch.source_length, batch.target_length
+    )
+    return totals, jnp.where(found.links.max(axis=1) > found.empty, found.links.argmax(axis=1), -1)
+
+
+def best_links(
+    parameters: Parameters, positions: Positions, direction: Direction, *, mesh: Mesh | None = None
 ) -> list[set[tuple[int, int]]]:
     """Returns the links (i, j) of every sentence pair, in the order of the bitext.
 
@@ -193,27 +206,18 @@ def best_links(
     """
     mesh = mesh or device_mesh()
     bitext = direction.bitext
-    links: list[set[tuple[int, int]]] = [set() for _ in range(len(bitext))]
-    chosen = np.zeros(len((bitext.source if direction.backward else bitext.target).tokens), np.int32)
     side = bitext.source if direction.backward else bitext.target
-
-    def expect(parameters: Parameters, totals: Any, own: Any, batch: Batch) -> tuple[Any, Array]:
-        batch = reverse(batch) if direction.backward else batch
-        emission, empty = lexicon.emissions(parameters.lexicon, batch)
-        found = positions.posteriors(
-            parameters.positions, emission, empty, batch.source_length, batch.target_length
-        )
-        return totals, jnp.where(found.links.max(axis=1) > found.empty, found.links.argmax(axis=1), -1)
+    chosen = np.zeros(len(side.tokens), np.int32)
 
     def keep(block: Block, best: Array) -> None:
         chosen[token_range(side, block)] = np.asarray(best)[token_mask(side, block)]
 
-    found = blocks(bitext, multiple=mesh.size)
+    step = make_step(decide, mesh, positions=positions, backward=direction.backward)
     parameters = jax.device_put(parameters, NamedSharding(mesh, P()))
-    run_blocks(
-        make_step(expect, mesh), parameters, zeros(jnp.float32(0), mesh), bitext, found, mesh, keep=keep
-    )
-    for pair, (first, last) in enumerate(zip(side.starts[:-1], side.starts[1:], strict=True)):
+    found = blocks(bitext, multiple=mesh.size)
+    run_blocks(step, parameters, zeros(jnp.float32(0), mesh), bitext, found, mesh, keep=keep)
+    links = []
+    for first, last in zip(side.starts[:-1], side.starts[1:], strict=True):
         made = ((int(i), j) for j, i in enumerate(chosen[first:last]) if i >= 0)
-        links[pair] = {(j, i) if direction.backward else (i, j) for i, j in made}
+        links.append({(j, i) if direction.backward else (i, j) for i, j in made})
     return links

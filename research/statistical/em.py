@@ -31,11 +31,21 @@ def device_mesh(devices: int | None = None) -> Mesh:
     return Mesh(np.array(jax.devices()[:devices]), (AXIS,))
 
 
-def make_step(expect: Callable[..., tuple[Any, Any]], mesh: Mesh) -> Callable[..., tuple[Any, Any]]:
-    """Returns the compiled expectation step; totals, with a leading axis of devices, are updated in place."""
+@functools.lru_cache(maxsize=64)
+def make_step(
+    expect: Callable[..., tuple[Any, Any]], mesh: Mesh, **settings: Any
+) -> Callable[..., tuple[Any, Any]]:
+    """Returns the compiled expectation step; totals, with a leading axis of devices, are updated in place.
+
+    Args:
+      expect: the step (see above), a function of a module, so that what is compiled serves the next training.
+      mesh: devices.
+      settings: keyword arguments of ``expect``.
+    """
 
     def local(parameters: Any, totals: Any, own: Any, batch: Batch) -> tuple[Any, Any]:
-        totals, beliefs = expect(parameters, jax.tree.map(lambda t: t[0], totals), own, batch)
+        totals = jax.tree.map(lambda t: t[0], totals)
+        totals, beliefs = expect(parameters, totals, own, batch, **settings)
         return jax.tree.map(lambda t: t[None], totals), beliefs
 
     sharded = jax.shard_map(

@@ -45,13 +45,14 @@ class Chain:
     Attributes:
       empty: p0, the probability of the empty word.
       reach: widest jump with a weight of its own; wider ones have that weight.
-      prior: added to the expected number of jumps of each width.
+      smoothing: jumps that are spread evenly over all widths, as a share of those expected; with any, the
+        likelihood may decrease.
       longest: longest source sentence.
     """
 
     empty: float = 0.2
     reach: int = 32
-    prior: float = 0.5
+    smoothing: float = 0.2
     longest: int = 256
 
     def initial(
@@ -74,7 +75,7 @@ class Chain:
 
             s(d) <- c(d) / sum_{i', I: d is possible} n(i', I) / Z(i', I)
         """
-        widths = statistics.widths + self.prior
+        widths = statistics.widths + self.smoothing * statistics.widths.mean()
         weights = parameters
         matrix = jump_matrix(jnp.arange(len(weights), dtype=jnp.float32), self.longest).astype(jnp.int32)
         for _ in range(4):

@@ -181,6 +181,12 @@ def expectations(
     return State(counts, statistics, totals.log_likelihood + both.log_likelihood), new
 
 
+@functools.partial(jax.jit, static_argnums=2)
+def maximise(parameters: Any, statistics: Any, positions: Positions) -> Any:
+    """Returns the parameters of the positions of both directions."""
+    return jax.vmap(positions.maximise, axis_size=2)(parameters, statistics)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Memory:
     """Beliefs in all of a bitext, on the host, in the order of its cells and tokens."""
@@ -238,12 +244,11 @@ def train(
     counts = initial_counts(bitext)
     stages = (
         (Uniform(model.empty), model.independent_iterations),
-        (Chain(model.empty), model.chain_iterations),
+        (Chain(model.empty, smoothing=0.01), model.chain_iterations),
     )
     done, total = 0, sum(iterations for _, iterations in stages)
     for positions, iterations in stages:
-        step = make_step(functools.partial(expectations, model=model, positions=positions), mesh)
-        maximise = jax.jit(jax.vmap(positions.maximise, axis_size=2))
+        step = make_step(expectations, mesh, model=model, positions=positions)
         lengths = (bitext.source.lengths, bitext.target.lengths)
         parameters = jax.tree.map(
             lambda f, b: jnp.stack([f, b]), positions.initial(*lengths), positions.initial(*lengths[::-1])
@@ -255,7 +260,7 @@ def train(
             totals = zeros(state._replace(positions=statistics), mesh)
             totals = run_blocks(step, state, totals, bitext, found, mesh, memory.read, memory.write)
             state = reduce_totals(totals)
-            counts, parameters = state.counts, maximise(parameters, state.positions)
+            counts, parameters = state.counts, maximise(parameters, state.positions, positions)
             done += 1
             forward, backward = np.asarray(state.log_likelihood) / len(bitext)
             report(

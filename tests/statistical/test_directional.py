@@ -65,7 +65,9 @@ def check_table(parameters, bitext, backward, expected):
     assert float(parameters.lexicon.empty.sum()) == pytest.approx(1, abs=1e-5)
 
 
-@pytest.mark.parametrize("positions", [Table(), Diagonal(), Chain(empty=0.2, reach=3, prior=0.0, longest=8)])
+@pytest.mark.parametrize(
+    "positions", [Table(), Diagonal(), Chain(empty=0.2, reach=3, smoothing=0.0, longest=8)]
+)
 def test_likelihood_never_decreases(bitext, positions):
     # The first value of the second model is of its initial positions, which may be worse.
     _, values = likelihoods(Direction(bitext), [Stage(Uniform(), 4), Stage(positions, 5)])
@@ -132,7 +134,7 @@ def test_jump_weights_climb_to_the_maximum():
             value -= departures[n, start] * math.log(z)
         return value
 
-    chain = Chain(reach=reach, longest=longest, prior=0.0)
+    chain = Chain(reach=reach, longest=longest, smoothing=0.0)
     maximise = jax.jit(chain.maximise)
     weights, values = jnp.ones(2 * reach + 1, jnp.float32), []
     for _ in range(60):
