@@ -213,8 +213,6 @@ class LabelledText:
         task = self.source.removeprefix("glue/")
         if self.source != "files" and (task == self.source or task not in GLUE):
             yield f"data.source {self.source!r} is unknown{nearest(task, ('files', *GLUE))}"
-        if self.source == "files" and self.path is None:
-            yield 'data.source "files" needs data.path: a .csv, .tsv or .jsonl'
         if self.task == "score" and self.classes != 1:
             yield f'data.task "score" needs data.classes 1, not {self.classes}'
         if self.task == "tags" and self.second is not None:
@@ -265,9 +263,11 @@ class LabelledText:
         if self.source != "files":
             task = self.source.removeprefix("glue/")
             found = [list(read_glue(task, split)) for split in ("train", "validation")]
+        elif self.path is None:
+            raise UserError('data.source "files" needs --data.path FILE: a .csv, .tsv or .jsonl')
         else:
             fields = Fields(self.text, self.second, self.label, self.split_field)
-            path, tags = str(self.path), self.task == "tags"
+            path, tags = self.path, self.task == "tags"
             found = [list(read_file(path, fields, self.train_split, tags=tags))]
             if self.valid_path is not None or self.split_field is not None:
                 other = self.valid_path or path
