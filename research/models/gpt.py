@@ -107,6 +107,7 @@ class GPT:
             bias=self.bias,
             dropout=self.dropout,
             engine=self.engine,
+            norm_epsilon=self.norm_epsilon,
             # Residual projections shrink with depth (Radford et al., 2019, section 2.3).
             output_stddev=0.02 / math.sqrt(2 * self.layers),
         )

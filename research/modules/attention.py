@@ -36,6 +36,8 @@ class AttentionSpec:
     bias: bool = True
     dropout: float = 0.0
     engine: EngineName = "auto"
+    norm_epsilon: float = 1e-5
+    """Of the normalisation of queries and keys, where there is one."""
     stddev: float = 0.02
     output_stddev: float = 0.02
 
@@ -77,9 +79,10 @@ class MultiHeadAttention(nn.Module):
         q, k, v = self._project(x, x if memory is None else memory, projected)
         if softmax.qk_norm:
             one = (geometry.head_dim,)
-            q = rms_norm(q, self.param("query_scale", nn.initializers.ones, one, jnp.float32))
+            query_scale = self.param("query_scale", nn.initializers.ones, one, jnp.float32)
+            q = rms_norm(q, query_scale, spec.norm_epsilon)
             key_scale = self.param("key_scale", nn.initializers.ones, one, jnp.float32)
-            k = rms_norm(k, key_scale) if projected is None else k
+            k = rms_norm(k, key_scale, spec.norm_epsilon) if projected is None else k
         if memory is None:
             q, k = turned(spec.positions, tokens, q, k)
             mask = self_mask(softmax.pattern(geometry, causal=spec.causal), tokens, causal=spec.causal)
