@@ -217,9 +217,9 @@ def _problems(ablation: Ablation) -> Iterator[str]:
     names = [factor.name for factor in ablation.factors]
     if not names:
         yield "the grid is empty: it has no factors"
-    for name, values in (("seeds", ablation.seeds), ("contexts", ablation.contexts)):
-        if not values or min(values) < (0 if name == "seeds" else 1):
-            yield f"{name} is {values}; it must have a number, and none below {0 if name == 'seeds' else 1}"
+    for name, numbers, least in (("seeds", ablation.seeds, 0), ("contexts", ablation.contexts, 1)):
+        if not numbers or min(numbers) < least:
+            yield f"{name} is {numbers}; it must have a number, and none below {least}"
     repeated = {name for name in names if names.count(name) > 1}
     if repeated or len(set(ablation.seeds)) < len(ablation.seeds):
         yield f"{', '.join(repeated) or 'a seed'} is there twice"
@@ -263,7 +263,7 @@ def _matched(ablation: Ablation, row: Row, before: list[Row]) -> Row:
     refused = f"{ablation.name}, {row.title}: {counts}, and "
     if _WIDTH not in dict(leaves(row.experiment)):
         raise UserError(f"{refused}its model has no feed_forward_width to make them agree by; {advice}")
-    width = row.experiment.model.hidden
+    width = _width(row.experiment)
     per_unit = (parameter_count(_widened(row.experiment, width + 64)) - row.parameters) / 64
     exact = width + (target - row.parameters) / per_unit
     for multiple in _MULTIPLES:
@@ -278,12 +278,17 @@ def _matched(ablation: Ablation, row: Row, before: list[Row]) -> Row:
 
 
 def _widened(experiment: Experiment, width: int) -> Experiment:
-    model = dataclasses.replace(experiment.model, feed_forward_width=width)  # type: ignore[call-arg]
-    return dataclasses.replace(experiment, model=model)
+    model: Any = experiment.model
+    return dataclasses.replace(experiment, model=dataclasses.replace(model, feed_forward_width=width))
+
+
+def _width(experiment: Experiment) -> int:
+    model: Any = experiment.model
+    return model.hidden
 
 
 def _line(row: Row, before: Experiment) -> str:
-    adjusted = "" if row.experiment == before else f" (feed-forward width {row.experiment.model.hidden})"
+    adjusted = "" if row.experiment == before else f" (feed-forward width {_width(row.experiment)})"
     return f"{row.title}: {row.parameters:,} parameters{adjusted}"
 
 

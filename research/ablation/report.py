@@ -153,7 +153,7 @@ def _parts(
     best = qualities.index((max if ablation.higher_is_better else min)(there)) if there else None
     factors = len(ablation.factors)
     parts = [page.paragraph(_introduction(ablation, found))]
-    baselines = next((r["baselines"] for r in results if r.get("baselines")), {})
+    baselines: dict[str, float] = next((r["baselines"] for r in results if r.get("baselines")), {})
     if baselines:
         words = ", ".join(f"{name} {value:.4f}" for name, value in baselines.items())
         parts.append(page.paragraph(f"Accuracy without a model, on the same validation rows: {words}."))

@@ -51,8 +51,10 @@ def ablate(target: str, options: Ablate, overrides: Mapping[str, str]) -> None:
     from research.ablation.grid import load_ablation, rows, with_overrides
 
     ablation = with_overrides(load_ablation(target), overrides)
-    chosen = {"seeds": options.seeds, "learning_rates": options.learning_rates}
-    ablation = dataclasses.replace(ablation, **{k: v for k, v in chosen.items() if v is not None})
+    if options.seeds is not None:
+        ablation = dataclasses.replace(ablation, seeds=options.seeds)
+    if options.learning_rates is not None:
+        ablation = dataclasses.replace(ablation, learning_rates=options.learning_rates)
     combinations = rows(ablation, message)
     directory = Path(options.workdir or f"runs/{ablation.name}")
 

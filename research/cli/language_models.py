@@ -5,10 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from research.cli import masked_language_models, translation
 from research.cli.command import message
 from research.errors import UserError
+
+if TYPE_CHECKING:
+    from research.training.trained import Trained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +66,7 @@ def evaluate(target: str, options: Evaluate, overrides: Mapping[str, str]) -> No
     """Prints how well a run predicts text, or translates."""
     from research.inference.beam import Beam
     from research.objectives.masked_lm import MaskedLM
+    from research.objectives.recall import Recall
     from research.objectives.translation import Translation
     from research.training import language_model
     from research.training.overrides import override
@@ -74,6 +79,9 @@ def evaluate(target: str, options: Evaluate, overrides: Mapping[str, str]) -> No
         return
     if options.task is not None:
         masked_language_models.evaluate_task(trained, options.task, overrides, as_json=options.json)
+        return
+    if isinstance(trained.experiment.objective, Recall):
+        _evaluate_recall(trained, overrides, as_json=options.json)
         return
     if "data.path" in overrides:
         overrides = {"data.source": "files", **overrides}
@@ -94,9 +102,27 @@ def evaluate(target: str, options: Evaluate, overrides: Mapping[str, str]) -> No
         print(f"perplexity {found['perplexity']:.2f} per token")
 
 
+def _evaluate_recall(trained: Trained, overrides: Mapping[str, str], *, as_json: bool) -> None:
+    from research.training.recall import evaluate
+
+    if overrides:
+        raise UserError(
+            f"--{next(iter(overrides))}: {trained.directory.path} learned from generated rows, not text"
+        )
+    found = evaluate(trained, report=message)
+    if as_json:
+        print(json.dumps(found))
+    else:
+        print(f"{found['run']} at step {found['step']}: accuracy {found['accuracy']:.4f}")
+        for name, value in {**found["baselines"], **found["tests"]}.items():
+            print(f"  {name:30} {value:.4f}")
+
+
 def sample(target: str, options: Sample, overrides: Mapping[str, str]) -> None:
     """Prints text drawn from a run."""
     from research.inference.sampling import Decoding
+    from research.objectives.causal_lm import CausalLM
+    from research.training.description import kind
     from research.training.language_model import continuations
     from research.training.trained import load
 
@@ -106,6 +132,11 @@ def sample(target: str, options: Sample, overrides: Mapping[str, str]) -> None:
         raise UserError(f"--seed {options.seed}: between 0 and {2**32 - 1}")
     how = Decoding(options.temperature, options.top_k, options.top_p, options.min_p)
     trained = load(target, options.checkpoint)
+    learned = trained.experiment.objective
+    if not isinstance(learned, CausalLM):
+        raise UserError(
+            f"sample needs a run of objective 'causal-lm'; {target} learned {kind(type(learned))!r}"
+        )
     texts = continuations(
         trained.experiment.model,
         trained.params,
