@@ -1,8 +1,17 @@
 """A small BERT learns to fill gaps in the English prose that ships with Python; nothing is downloaded.
 
-headway train experiments/bert/quickstart.py
+    headway train experiments/bert/quickstart.py
+
+Every second layer sees three tokens to either side only: what stands beside a gap says most about it, and a
+network that must find that out by itself spends its first hundred steps on it.
+
+Measured with Python 3.11.7 (one run, seed 0): 31.6 % of the masked tokens of the 59 held-out files filled
+right; unigram 5.4 %, bigram with the left neighbour 16.8 %, bigram with both neighbours 29.3 %. Packed rows
+hold 99.6 % real tokens.
 """
 
+from research.attention.catalogue import Interleaved
+from research.attention.mechanisms import SlidingWindow, Softmax
 from research.attention.positions import Rotary
 from research.data.masked_text import MaskedText
 from research.models.bert import BERT
@@ -18,10 +27,11 @@ def experiment() -> Experiment:
         model=BERT(
             vocabulary=2048,
             context=128,
-            layers=3,
-            width=192,
-            heads=3,
-            positions=Rotary(),
+            layers=4,
+            width=128,
+            heads=2,
+            attention=Interleaved(first=SlidingWindow(window=7), firsts=1, second=Softmax(), seconds=1),
+            positions=Rotary(base=1000.0),
             token_types=0,
             norm="rms",
             placement="pre",
@@ -31,11 +41,11 @@ def experiment() -> Experiment:
             dropout=0.0,
             depth="unroll",
         ),
-        data=MaskedText(source="python-prose", length=128, batch=32, rate=0.3, masked=1.0, random=0.0),
+        data=MaskedText(source="python-prose", length=128, batch=16, rate=0.3, masked=1.0, random=0.0),
         objective=MaskedLM(),
         optimizer=Muon(learning_rate=2e-2, adam_learning_rate=5e-3),
         schedule=Linear(warmup=20),
-        steps=600,
-        evaluation=Evaluation(every=200),
+        steps=1000,
+        evaluation=Evaluation(every=500),
         baselines=True,
     )

@@ -1,0 +1,185 @@
+"""A BERT from its description to answers: training, resuming, filling gaps, minimal pairs, fine-tuning."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from research.cli.main import main
+from research.data.labelled_text import LabelledText
+from research.data.masked_text import MaskedText
+from research.errors import UserError
+from research.models.bert import BERT
+from research.models.classifier import Classifier
+from research.models.gpt import GPT
+from research.objectives.classification import Classification
+from research.objectives.masked_lm import MaskedLM
+from research.training.experiment import Checkpointing, Evaluation, Experiment
+from research.training.masked_language_model import fill
+from research.training.optimizer import AdamW
+from research.training.schedule import Linear
+from research.training.session import run
+from research.training.trained import load
+from research.training.warm_start import started_from
+
+ANIMALS, PLACES = ("cat", "dog", "cow", "fox"), ("mat", "log", "hill", "box")
+SENTENCES = [f"The {a} sat on the {p}." for a, p in zip(ANIMALS, PLACES, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def described(tmp_path_factory):
+    """A BERT that learns which animal sits where."""
+    text = tmp_path_factory.mktemp("text")
+    random = np.random.default_rng(0)
+    for name in "abcdefgh":
+        (text / f"{name}.txt").write_text(" ".join(random.choice(SENTENCES, 80)))
+    return Experiment(
+        name="tiny",
+        model=BERT(
+            vocabulary=100, context=32, layers=1, width=32, heads=2, feed_forward_width=64, dropout=0.0,
+            depth="unroll",
+        ),
+        data=MaskedText(source="files", path=str(text), valid_fraction=0.3, length=24, batch=16, rate=0.2),
+        objective=MaskedLM(),
+        optimizer=AdamW(learning_rate=1e-2),
+        schedule=Linear(warmup=10),
+        steps=80,
+        evaluation=Evaluation(every=40),
+        checkpointing=Checkpointing(every=40),
+        baselines=True,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(described, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("runs") / "straight"
+    return directory, run(described, directory)
+
+
+@pytest.fixture(scope="module")
+def trained(finished):
+    return load(finished[0])
+
+
+def test_it_learns_and_says_how_baselines_do(finished):
+    _, result = finished
+    assert result.validation["valid/accuracy"] > 0.6 > result.conclusion.values["baselines"]["unigram"]
+    assert set(result.conclusion.values["baselines"]) == {
+        "unigram",
+        "bigram, left side",
+        "bigram, both sides",
+    }
+    assert 0.8 < result.conclusion.values["fill"] <= 1.0
+
+
+def test_a_resumed_run_is_the_run_that_was_never_stopped(described, finished, tmp_path):
+    directory, _ = finished
+    # Its schedule is that of all the steps; it is the checkpoint at 40 that it goes on from.
+    run(described, tmp_path / "parts")
+    for step in (80,):
+        for path in sorted((tmp_path / "parts" / "checkpoints" / str(step)).rglob("*"), reverse=True):
+            path.unlink() if path.is_file() else path.rmdir()
+        (tmp_path / "parts" / "checkpoints" / str(step)).rmdir()
+    run(described, tmp_path / "parts")
+    one, other = load(directory, "newest").params, load(tmp_path / "parts", "newest").params
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def test_it_fills_gaps_with_what_belongs_there(trained):
+    place, end = fill(trained, "The dog sat on the [MASK][MASK]", top=3)
+    assert place[0].token == "log" and place[0].probability > 0.3
+    assert place[0].text == "the dog sat on the log [MASK]"
+    assert end[0].token == "."
+    assert sum(candidate.probability for candidate in place) <= 1.0
+    assert place[0].probability >= place[1].probability
+
+
+def test_fill_on_the_command_line(finished, capsys):
+    run_directory = str(finished[0])
+    assert main(["fill", run_directory, "The cat sat on the [MASK].", "--top", "2"]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert "mat" in first and "the cat sat on the mat." in first and "%" in second
+    assert main(["fill", run_directory, "No gap here."]) == 2
+    assert "no [MASK] in the text" in capsys.readouterr().err
+    assert main(["fill", run_directory, "[MASK] " + "the cat " * 30]) == 2
+    assert "62 tokens, the model reads at most 32" not in capsys.readouterr().out
+
+
+def test_minimal_pairs_on_the_command_line(finished, tmp_path, capsys):
+    pairs = [
+        {"sentence_good": f"The {a} sat on the {p}.", "sentence_bad": f"The {a} sat the on {p}.",
+         "UID": f"order_{i % 2}", "linguistics_term": "word_order"}
+        for i, (a, p) in enumerate(zip(ANIMALS, PLACES, strict=True))
+    ]  # fmt: skip
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("\n".join(map(json.dumps, pairs)))
+    published = {"UID": "order_0", "linguistics_term": "word_order", "ngram": 0.75}
+    (tmp_path / "models_summary.jsonl").write_text(json.dumps(published))
+    arguments = ["evaluate", str(finished[0]), "--task", "blimp", "--data.path", str(file)]
+    assert main([*arguments, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["phenomena"] == {"word_order": 1.0} and found["all"]["mean"] == 1.0
+    assert found["published"]["ngram"] == {"word_order": 0.75, "mean": 0.75}
+    assert main(arguments) == 0
+    assert "word_order" in capsys.readouterr().out
+    assert main(["evaluate", str(finished[0]), "--task", "blmp", "--data.path", str(file)]) == 2
+    assert main(["evaluate", str(finished[0]), "--task", "blimp"]) == 2
+    assert "needs --data.path" in capsys.readouterr().err
+
+
+def test_evaluating_its_own_text(finished, capsys):
+    directory, result = finished
+    assert main(["evaluate", str(directory), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["accuracy"] == pytest.approx(result.validation["valid/accuracy"], abs=1e-6)
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory):
+    """Which of two kinds of places an animal sits on: to be learned from the pre-trained vectors."""
+    file = tmp_path_factory.mktemp("task") / "task.tsv"
+    rows = [f"train\t{s}\t{'high' if i > 1 else 'low'}" for i, s in enumerate(SENTENCES)] * 8
+    rows += [f"valid\t{s}\t{'high' if i > 1 else 'low'}" for i, s in enumerate(SENTENCES)] * 3
+    file.write_text("\n".join(["split\ttext\tlabel", *rows]))
+    return Experiment(
+        name="task",
+        model=Classifier(classes=2, head_dropout=0.0, pooling="mean"),
+        data=LabelledText(path=str(file), split_field="split", classes=2, length=16, batch=16),
+        objective=Classification(),
+        optimizer=AdamW(learning_rate=5e-3, layer_decay=0.8),
+        schedule=Linear(warmup=2),
+        steps=400,
+        evaluation=Evaluation(every=10, patience=2),
+        checkpointing=Checkpointing(every=10, keep_last=1),
+    )
+
+
+def test_fine_tuning_starts_from_the_run_learns_and_stops_early(finished, task, tmp_path):
+    directory, _ = finished
+    experiment = started_from(task, str(directory))
+    assert experiment.model.bert == load(directory).experiment.model
+    said = []
+    result = run(experiment, tmp_path / "tuned", report=said.append)
+    assert result.validation["valid/accuracy"] == 1.0
+    assert result.conclusion.values["metrics"] == {"accuracy": 1.0, "f1": 1.0, "matthews": pytest.approx(1.0)}
+    assert result.step < 400  # no lower loss for two evaluations, or all 400 steps
+    taken, new, unused = said[-4:-1]
+    assert taken.startswith(f"from {directory} at step")
+    assert new == "new: class_head/bias, class_head/kernel"
+    assert "token_head/transform/kernel" in unused and "stack" not in unused
+    assert (tmp_path / "tuned" / "labels.json").read_text() == '["high", "low"]\n'
+
+
+def test_what_cannot_be_started_from_is_said(finished, task, tmp_path):
+    directory, _ = finished
+    with pytest.raises(UserError, match="its model is 'bert', this experiment's 'gpt'"):
+        started_from(dataclasses.replace(task, model=GPT()), str(directory))
+    experiment = started_from(task, str(directory))
+    wider = dataclasses.replace(experiment.model.bert, width=48, heads=3)
+    experiment = dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, bert=wider))
+    with pytest.raises(UserError, match="the model must be the run's"):
+        run(experiment, tmp_path / "run")
