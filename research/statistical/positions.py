@@ -34,7 +34,9 @@ class Posteriors(NamedTuple):
 
 
 class Positions(Protocol):
-    """A model of positions."""
+    """A model of positions, described by a frozen dataclass."""
+
+    def __hash__(self) -> int: ...
 
     def initial(self, lengths: Int64[np.ndarray, " pairs"], observed: Int64[np.ndarray, " pairs"]) -> Any:
         """Returns parameters for sentence pairs of these source and target lengths."""
