@@ -149,8 +149,8 @@ class RecurrentAttention(nn.Module):
         return q, k, v, tail
 
     def _decay(
-        self, x: Float[Array, "batch length width"], k: Float[Array, "batch length key_heads features"]
-    ) -> tuple[Float[Array, "batch length key_heads features"], Float[Array, "*decay"] | None]:
+        self, x: Float[Array, "batch length width"], k: Float[Array, "batch source_length heads features"]
+    ) -> tuple[Float[Array, "batch source_length heads features"], Float[Array, "*decay"] | None]:
         """Returns the keys, times the step where the form has one, and the log decay, float32."""
         form, geometry = self._form, self.spec.geometry
         heads = geometry.heads

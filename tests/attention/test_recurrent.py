@@ -170,13 +170,13 @@ def test_chunks_of_any_size_and_steps_are_the_same(decay, delta):
 
 
 @cases()
-@pytest.mark.parametrize("length", [1, 2, 5, 16, 17])
+@pytest.mark.parametrize("length", [5, 17])
 def test_any_length(decay, delta, length):
     arrays = {
         name: x[:, :length] if x.ndim > 2 and name != "state" else x
         for name, x in inputs(decay, delta).items()
     }
-    out, state = call(arrays)
+    out, state = jax.jit(call)(arrays)
     want = recurrence(**arrays)
     assert_near(out, want.out)
     assert_near(state, want.state)
