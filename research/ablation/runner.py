@@ -20,7 +20,7 @@ from typing import Any, TextIO
 from research.ablation.grid import Ablation, Point, Row, point
 from research.ablation.worker import LOG, POINT, RESULT
 from research.errors import StoppedError, UserError
-from research.training.description import to_json
+from research.training.description import from_json, to_json
 from research.training.interrupt import Interrupt
 from research.training.progress import duration
 from research.training.run_directory import write_atomically
@@ -176,10 +176,11 @@ class _Pool:
         """Returns the result of a point that is done as it is described now; a failed one is not done."""
         try:
             result = json.loads((self._place(one) / RESULT).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            # As a description, not as JSON: a field that did not exist when it ran has its default.
+            same = from_json(result["experiment"]) == one.experiment
+        except (OSError, ValueError, KeyError, UserError):
             return None
-        task = json.loads(json.dumps(self._task(one)))
-        same = all(result.get(name) == value for name, value in task.items())
+        same &= result["contexts"] == list(self._ablation.contexts)
         return result if same and "failed" not in result else None
 
     def _start(self, one: Point, place: int) -> _Running:

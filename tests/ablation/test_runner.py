@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import signal
 import subprocess
 import sys
@@ -64,6 +65,12 @@ def test_what_is_done_is_not_run_again_and_what_has_changed_is(tmp_path):
     said = []
     assert run(grid, ROWS, tmp_path, report=said.append, command=fake) == first
     assert said == ["4 points are done already"] and not (tmp_path / "started").exists()
+    result = tmp_path / "full--rate-0.001--seed-0" / "result.json"
+    older = json.loads(result.read_text())
+    del older["experiment"]["log_every"]  # a field that did not exist then
+    result.write_text(json.dumps(older))
+    assert len(run(grid, ROWS, tmp_path, report=said.append, command=fake)) == 4
+    assert not (tmp_path / "started").exists()
     longer = tuple(dataclasses.replace(row, experiment=dataclasses.replace(BASE, steps=5)) for row in ROWS)
     run(grid, longer, tmp_path, report=said.append, command=fake)
     assert len(started(tmp_path)) == 4
