@@ -31,6 +31,27 @@ def pictures_of(
                 curves, bands=bands, x="step", y=metric_label(metric), marked=marked,
                 title=f"{metric_label(metric).partition(' (')[0].capitalize()} during training",
             )  # fmt: skip
+    yield from _against_cost(ablation, done)
+    longest = str(max(ablation.contexts))
+    if len(ablation.contexts) > 1 and any(one.mean("decode_seconds", longest) for one in done):
+        yield "decoding", lines(
+            {
+                one.row.title: [
+                    (n, 1e6 * seconds)
+                    for n in ablation.contexts
+                    if (seconds := one.mean("decode_seconds", str(n))) is not None
+                ]
+                for one in done
+            },
+            x="context (tokens)", y="time (µs per token)", log_x=True, log_y=True, marked=True,
+            title="Decoding one token of one sequence",
+        )  # fmt: skip
+    yield from _swept(ablation, done, results)
+    yield from _longer(done)
+
+
+def _against_cost(ablation: Ablation, done: Sequence[Summary]) -> Iterator[tuple[str, Figure]]:
+    """Yields quality against state, training time and decoding time."""
     longest = str(max(ablation.contexts))
     costs: dict[str, tuple[str, Callable[[Summary], float | None]]] = {
         "quality_against_state": (
@@ -58,21 +79,6 @@ def pictures_of(
                 higher_is_better=ablation.higher_is_better,
                 title=f"Quality against {name.rpartition('against_')[2].replace('_', ' ')}",
             )  # fmt: skip
-    if len(ablation.contexts) > 1 and any(one.mean("decode_seconds", longest) for one in done):
-        yield "decoding", lines(
-            {
-                one.row.title: [
-                    (n, 1e6 * seconds)
-                    for n in ablation.contexts
-                    if (seconds := one.mean("decode_seconds", str(n))) is not None
-                ]
-                for one in done
-            },
-            x="context (tokens)", y="time (µs per token)", log_x=True, log_y=True, marked=True,
-            title="Decoding one token of one sequence",
-        )  # fmt: skip
-    yield from _swept(ablation, done, results)
-    yield from _longer(done)
 
 
 def _swept(
