@@ -46,25 +46,20 @@ def _cut(tokens: Tokens, block: int, size: int) -> Tokens:
 
 def spans(tokens: Tokens, size: int) -> Span:
     """Returns the spans of consecutive blocks of ``size`` tokens; the last may be shorter."""
-    positions, segments = tokens.positions, tokens.segments
+    arrays = (tokens.positions,) if tokens.segments is None else (tokens.positions, tokens.segments)
+    xp: Any = np if all(isinstance(x, np.ndarray) for x in arrays) else jnp
     blocks = -(-tokens.length // size)
     missing = blocks * size - tokens.length
-
-    def cut(x: AnyArray) -> AnyArray:
-        """Returns x by blocks, the last filled up with its last token."""
-        xp = np if isinstance(x, np.ndarray) else jnp
-        return xp.pad(x, ((0, 0), (0, missing)), mode="edge").reshape(x.shape[0], blocks, size)
-
-    positions = cut(positions)
-    if segments is None:
-        return Span(positions.min(-1), positions.max(-1))
-    segments = cut(segments)
+    # The last block is filled up with its last token.
+    cut = [xp.pad(x, ((0, 0), (0, missing)), mode="edge").reshape(-1, blocks, size) for x in arrays]
+    if tokens.segments is None:
+        return Span(cut[0].min(-1), cut[0].max(-1))
+    positions, segments = cut
     real = segments != 0
-    positions, segments, real = jnp.asarray(positions), jnp.asarray(segments), jnp.asarray(real)
     return Span(
-        jnp.where(real, positions, ABSENT).min(-1),
-        jnp.where(real, positions, -1).max(-1),
-        Documents(jnp.where(real, segments, ABSENT).min(-1), segments.max(-1), ~real.all(-1)),
+        xp.where(real, positions, np.int32(ABSENT)).min(-1),
+        xp.where(real, positions, np.int32(-1)).max(-1),
+        Documents(xp.where(real, segments, np.int32(ABSENT)).min(-1), segments.max(-1), ~real.all(-1)),
     )
 
 

@@ -19,9 +19,9 @@ from research.attention.softmax import FLOOR, MASKED
 
 UNROLLED = 8
 """Tiles that are written out one by one, at most; more of them become loops."""
-CACHED = 2**20
+CACHED = 2**19
 """Bytes of a tile's scores on a CPU."""
-NARROW = 32
+NARROW = 16
 """How much narrow blocks cost: the time of a pair of tokens is taken as 1 + NARROW / size."""
 _Carry = TypeVar("_Carry")
 

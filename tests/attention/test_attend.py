@@ -109,7 +109,7 @@ def admitted(mask, q_tokens, kv_tokens, batch):
     return dense(mask, q_tokens, kv_tokens, batch) & neither
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(requests())
 def test_equals_the_oracle_forward_and_backward(request):
     (q, k, v), options = request
@@ -214,7 +214,7 @@ def naive(q, k, v, allowed):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize(("length", "head_dim"), [(16, 16), (65, 40), (256, 16), (300, 40)])
+@pytest.mark.parametrize(("length", "head_dim"), [(16, 16), (65, 40), (256, 16)])
 def test_bfloat16_errs_at_most_twice_as_much_as_naive_attention(length, head_dim, engine):
     half = [jnp.asarray(x, jnp.bfloat16) for x in arrays(7, 1, length, length, 4, 2, head_dim, head_dim)]
     cotangent = jnp.asarray(arrays(8, 1, length, length, 4, 2, head_dim, head_dim)[0], jnp.bfloat16)
