@@ -81,8 +81,9 @@ def recurrent(
     cut = functools.partial(_cut, length=length, chunk=chunk)
     summarise = jax.checkpoint(functools.partial(_summarise, itself=itself))
     local, read, transition, update = summarise(*(cut(x) for x in (q, k, v, log_decay, strength)))
-    if state is None:
-        state = jnp.zeros((batch, heads, k.shape[-1], v.shape[-1]), jnp.float32)
+    first = state
+    if first is None:
+        first = jnp.zeros((batch, heads, k.shape[-1], v.shape[-1]), jnp.float32)
 
     def carry(state: Array, step: tuple[Array | None, Array]) -> tuple[Array, Array]:
         transition, update = step
@@ -94,10 +95,10 @@ def recurrent(
         return kept + update, state
 
     chunks = jax.tree.map(lambda x: jnp.moveaxis(x, 2, 0), (transition, update))
-    state, states = jax.lax.scan(carry, state, chunks)
+    last, states = jax.lax.scan(carry, first, chunks)
     out = local + _dot("bhnik,bhnkv->bhniv", read, jnp.moveaxis(states, 0, 2).astype(read.dtype))
     out = out.reshape(batch, heads, -1, v.shape[-1])[:, :, :length]
-    return out.swapaxes(1, 2).astype(v.dtype), state
+    return out.swapaxes(1, 2).astype(v.dtype), last
 
 
 def both_ways(

@@ -160,7 +160,8 @@ class RecurrentAttention(nn.Module):
             spread = np.linspace(math.log(1 / 32), math.log(1 / 512), heads)
             return k, jnp.asarray(np.log1p(-np.exp(spread)), jnp.float32)
         if form.decay == "scalar":
-            logits, shape = self._linear("forget", (heads,))(x), (heads,)
+            shape: tuple[int, ...] = (heads,)
+            logits = self._linear("forget", shape)(x)
         else:
             rank, shape = form.decay_rank(geometry), (heads, form.keys(geometry))
             logits = self._linear("decay", shape, rank)(self._linear("decay_latent", (rank,))(x))
