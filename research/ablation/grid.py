@@ -155,7 +155,7 @@ def with_overrides(ablation: Ablation, options: Mapping[str, str]) -> Ablation:
         for factor in ablation.factors:
             if _within(option, factor.varies):
                 raise UserError(f"--{option} is what the factor {factor.name!r} of {ablation.name} varies")
-        if option in ("seed", _RATE):
+        if option == "seed" or (option == _RATE and ablation.learning_rates):
             other = "--seeds" if option == "seed" else "--learning-rates"
             raise UserError(f"--{option.replace('_', '-')} is set by the grid; use {other}")
     return dataclasses.replace(ablation, base=override(ablation.base, options))

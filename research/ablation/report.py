@@ -156,7 +156,7 @@ def _parts(
     baselines: dict[str, float] = next((r["baselines"] for r in results if r.get("baselines")), {})
     if baselines:
         words = ", ".join(f"{name} {value:.4f}" for name, value in baselines.items())
-        parts.append(page.paragraph(f"Accuracy without a model, on the same validation rows: {words}."))
+        parts.append(page.paragraph(f"What needs no model, on the same validation data: {words}."))
     parts.append(page.table(header, body, text_columns=factors, best=best))
     tests = _tests(ablation, found)
     if tests:
@@ -204,8 +204,8 @@ def _introduction(ablation: Ablation, found: Sequence[Summary]) -> str:
     )
     return (
         f"{ablation.base.steps:,} steps of {ablation.base.data.tokens_per_step:,} tokens. {said}{rates} "
-        f"{matched} Times are this machine's; peak memory is that of the whole process, Python and compiler "
-        "included."
+        f"{matched} Times are this machine's; peak memory is the accelerator's, or on a CPU that of the "
+        "whole process, Python and compiler included."
     )
 
 

@@ -127,6 +127,9 @@ class _Pool:
         self._directory, self._ablation = directory, ablation
         self._report, self._command = report, command
         self._cores = _shares(places)
+        # Each of several processes on one accelerator would take nearly all of its memory at its start.
+        shared = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} if places > 1 else {}
+        self._environment = {**shared, **os.environ}
         self._total, self._done = total, 0
         self._seconds: list[float] = []
 
@@ -200,6 +203,7 @@ class _Pool:
             stdout=log,
             stderr=log,
             start_new_session=True,
+            env=self._environment,
         )
         return _Running(one, process, log, time.monotonic(), place)
 

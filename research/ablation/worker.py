@@ -58,7 +58,7 @@ def run(directory: Path, task: dict[str, Any]) -> dict[str, Any]:
 
     experiment = from_json(task["experiment"])
     result = train(experiment, directory / RUN, report=lambda line: print(line, file=sys.stderr, flush=True))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    peak = _peak_memory()
     trained = load(directory / RUN, "newest")
     rates = [row["tokens_per_second"] for row in trained.directory.rows() if "tokens_per_second" in row]
     shapes = {name: shape for name, (shape, _) in experiment.data.shapes().items()}
@@ -77,6 +77,16 @@ def run(directory: Path, task: dict[str, Any]) -> dict[str, Any]:
         "state_bytes": state_bytes(experiment.model, task["contexts"]),
         "decode_seconds": decode_seconds(experiment.model, trained.params, task["contexts"]),
     }
+
+
+def _peak_memory() -> int:
+    """Returns the most bytes that the accelerator had in use so far; on a CPU, the process."""
+    import jax
+
+    device = jax.local_devices()[0].memory_stats()
+    if device:
+        return device["peak_bytes_in_use"]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _stop_with_parent() -> None:

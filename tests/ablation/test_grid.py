@@ -145,7 +145,8 @@ def test_options_change_the_base_but_not_what_the_grid_varies():
     with pytest.raises(
         UserError, match=r"--optimizer.learning-rate is set by the grid; use --learning-rates"
     ):
-        with_overrides(GRID, {"optimizer.learning_rate": "1"})
+        with_overrides(dataclasses.replace(GRID, learning_rates=(2.0,)), {"optimizer.learning_rate": "1"})
+    assert with_overrides(GRID, {"optimizer.learning_rate": "1"}).rates == (1.0,)
 
 
 def test_an_ablation_comes_from_a_file(tmp_path):
