@@ -1,0 +1,60 @@
+"""The table of attention mechanisms, from their own declarations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from research.attention.block_choice import MoBA
+from research.attention.catalogue import capabilities
+from research.attention.engines import LACKS, Request
+from research.attention.hashing import Reformer
+from research.attention.masks import Causal, Everything, Mask
+from research.attention.mechanisms import Forgetting, Geometry, Latent, Mechanism, Softmax
+
+HOME = {"cudnn": "gpu", "splash": "tpu", "flash": "cpu", "reference": "cpu"}
+"""Where each engine is asked for: the platform that it was made for."""
+_GEOMETRY = Geometry(width=768, heads=12, kv_heads=12, head_dim=64, context=4096)
+
+
+def engines(mechanism: Mechanism) -> tuple[str, ...]:
+    """Returns the engines that can compute a mechanism's training step: causal, one document, bfloat16."""
+    pattern: Mask
+    if isinstance(mechanism, Latent):  # whose keys are wider than its values
+        pattern, softmax, wider = Everything(), Softmax(), 32
+    elif isinstance(mechanism, Softmax) and not isinstance(mechanism, (Reformer, MoBA)):
+        pattern, softmax, wider = mechanism.pattern(_GEOMETRY, causal=True), mechanism, 0
+    else:
+        return ()
+    mask = Causal() if pattern == Everything() else Causal() & pattern
+    return tuple(
+        name
+        for name, lacks in LACKS.items()
+        if lacks(
+            Request(
+                mask=mask, ordered=True, segments=False, soft_cap=softmax.soft_cap is not None,
+                bias=isinstance(mechanism, Forgetting), sink=softmax.sink, dropout=False, dtype="bfloat16",
+                batch=1, heads=12, q_len=4096, kv_len=4096, head_dim=64 + wider, value_dim=64,
+                backend=HOME[name], devices=1,
+            )
+        )
+        is None
+    )  # fmt: skip
+
+
+def table(oracles: Mapping[type[Mechanism], str]) -> str:
+    """Returns the table as Markdown.
+
+    Args:
+      oracles: what tests compare each mechanism with; one that is not there is compared with nothing.
+    """
+    lines = [
+        "| mechanism | oracle | causal, decodes | bidirectional | cross | packed | "
+        "state, KiB at 1,024 and 16,384 tokens | engines |",
+        "|---|---|---|---|---|---|---:|---|",
+    ]
+    for cls, can in capabilities().items():
+        state = "" if can.state_bytes is None else " / ".join(f"{n / 1024:,.0f}" for n in can.state_bytes)
+        flags = ("yes" if flag else "" for flag in (can.decoder, can.encoder, can.cross, can.packed))
+        cells = [f"`{cls.__name__}`", oracles.get(cls, ""), *flags, state]
+        lines.append("| " + " | ".join([*cells, ", ".join(engines(cls())) or "its own"]) + " |")
+    return "\n".join(lines)
