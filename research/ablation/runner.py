@@ -6,14 +6,16 @@ point that has a result is done; one that failed is tried again the next time.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -63,8 +65,20 @@ def run(
 
     Raises:
       StoppedError: SIGTERM or Ctrl-C; points that were running have saved what they had.
-      UserError: the directory cannot be written.
+      UserError: the directory cannot be written, or is in use.
     """
+    with _locked(directory):
+        return _run(ablation, rows, directory, parallel, report, command)
+
+
+def _run(
+    ablation: Ablation,
+    rows: Sequence[Row],
+    directory: Path,
+    parallel: int,
+    report: Callable[[str], None],
+    command: Command,
+) -> list[Result]:
     first, *others = ablation.seeds
     points = [point(ablation, row, rate, first) for row in rows for rate in ablation.rates]
     total = len(points) + len(rows) * len(others)
@@ -101,6 +115,24 @@ def quality(ablation: Ablation, result: Result) -> float:
             + ", ".join(metrics)
         )
     return metrics[ablation.quality]
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Holds a lock (the kernel's, gone with the process) on the ablation's directory, which is made."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = open(directory / "lock", "a", encoding="utf-8")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise UserError(f"cannot write to {directory}: {error.strerror}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{directory} is in use by another headway ablate; wait for it or choose another --workdir"
+            ) from None
+        yield
 
 
 @dataclasses.dataclass

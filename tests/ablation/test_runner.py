@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
 import signal
 import subprocess
@@ -123,6 +124,13 @@ def test_a_signal_has_the_points_save_and_the_next_run_goes_on(tmp_path):
     (tmp_path / "hang").unlink()
     assert len(run(grid, ROWS, tmp_path, report=lambda line: None, command=fake)) == 2
     assert StoppedError.exit_code == 3
+
+
+def test_a_directory_in_use_is_refused(tmp_path):
+    with open(tmp_path / "lock", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="is in use by another headway ablate; wait for it"):
+            run(GRID, ROWS, tmp_path, report=lambda line: None, command=fake)
 
 
 def test_a_quality_that_runs_do_not_have_is_refused(tmp_path):
