@@ -70,7 +70,8 @@ def _pair(line: str, where: str) -> Pair:
         raise UserError(f"{where}: a {type(record).__name__}, where a JSON object should be")
     for field in _FIELDS:
         if field not in record:
-            raise UserError(f"{where}: no field {field!r}{nearest(field, record) if record else ''}")
+            others = record.keys() - set(_FIELDS)
+            raise UserError(f"{where}: no field {field!r}{nearest(field, others) if others else ''}")
         if not isinstance(record[field], str) or not record[field].strip():
             raise UserError(f"{where}: field {field!r} is {record[field]!r}, not text")
     return Pair(*(record[field] for field in _FIELDS))

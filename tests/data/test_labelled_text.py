@@ -1,0 +1,141 @@
+"""Labelled text from files and in GLUE's own format: rows, labels, and what is wrong with a file."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from research.data import labelled_text
+from research.data.labelled_records import examples_of
+from research.data.labelled_text import LabelledText
+from research.errors import UserError
+
+ROWS = [
+    ("card is lost", "lost"),
+    ("where is my card", "late"),
+    ('the "card"', "late"),
+    ("lost, again", "lost"),
+]
+SHARE = {"process_index": 0, "process_count": 1}
+
+
+def write(path, rows, header="text,label"):
+    separator = "," if path.suffix == ".csv" else "\t"
+    quoted = [
+        [f'"{x.replace(chr(34), chr(34) * 2)}"' if separator == "," else x for x in row] for row in rows
+    ]
+    path.write_text("\n".join([header.replace(",", separator), *(separator.join(row) for row in quoted)]))
+    return str(path)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl"])
+def test_rows_are_texts_between_special_tokens_with_their_labels(tmp_path, suffix):
+    path = tmp_path / f"data.{suffix}"
+    if suffix == "jsonl":
+        path.write_text("\n".join(json.dumps({"text": t, "label": label}) for t, label in ROWS))
+    else:
+        write(path, ROWS)
+    data = LabelledText(path=str(path), valid_path=str(path), length=24, batch=3)
+    prepared = data.prepare(vocabulary=120)
+    assert prepared.names == ("late", "lost") and json.loads(prepared.files()["labels.json"]) == [
+        "late",
+        "lost",
+    ]
+    first, last = prepared.valid_batches(**SHARE)
+    assert {name: (a.shape, a.dtype.name) for name, a in first.items()} == data.shapes()
+    assert first["labels"].tolist() == [1, 0, 0] and last["labels"].tolist() == [1, 0, 0]
+    assert last["weights"].tolist() == [1.0, 0.0, 0.0] and not last["segments"][1:].any()
+    tokenizer = prepared.tokenizer
+    for row, (text, _) in enumerate(ROWS[:3]):
+        real = first["tokens"][row][first["segments"][row] > 0].tolist()
+        assert real == [tokenizer.first, *tokenizer.encode(text), tokenizer.separator]
+    train = prepared.train_batches(seed=0, **SHARE)
+    seen = [next(train)["tokens"] for _ in range(4)]  # three epochs of four rows
+    rows, counts = np.unique(np.concatenate(seen), axis=0, return_counts=True)
+    assert len(rows) == 4 and (counts == 3).all()
+
+
+def test_pairs_have_types_and_the_longer_text_is_cut(tmp_path):
+    rows = [("a b c d e f g h", "x y", "yes"), ("a", "b c", "no")]
+    path = write(tmp_path / "pairs.tsv", rows, "one,two,label")
+    data = LabelledText(path=path, valid_path=path, text="one", second="two", length=9, batch=2)
+    said = []
+    batch = data.prepare(vocabulary=100, report=said.append).valid_batches(**SHARE)[0]
+    assert batch["types"].tolist() == [[0] * 6 + [1] * 3, [0] * 3 + [1] * 3 + [0] * 3]
+    assert batch["segments"].sum(1).tolist() == [9, 6]
+    assert said[-1] == "2 texts are longer than data.length 9 tokens, and cut"  # in both splits
+
+
+def test_tags_stand_at_the_first_token_of_each_word(tmp_path):
+    path = tmp_path / "tags.jsonl"
+    records = [(["flights", "to", "Boston", "!"], ["O", "O", "CITY", "O"]), (["Boston"], ["CITY"])]
+    path.write_text("\n".join(json.dumps({"words": w, "tags": t}) for w, t in records))
+    data = LabelledText(
+        path=str(path), valid_path=str(path), task="tags", text="words", label="tags", length=32, batch=2
+    )
+    prepared = data.prepare(vocabulary=80)
+    batch, tokenizer = prepared.valid_batches(**SHARE)[0], prepared.tokenizer
+    for row, (words, tags) in enumerate(records):
+        starts = np.flatnonzero(batch["weights"][row])
+        assert [prepared.names[i] for i in batch["labels"][row, starts]] == tags
+        pieces = [len(tokenizer.encode(word)) for word in words]
+        assert starts.tolist() == (1 + np.cumsum([0, *pieces[:-1]])).tolist()
+
+
+def test_a_share_of_the_labels_keeps_every_label(tmp_path):
+    rows = [(f"text {i}", "rare" if i % 20 == 0 else "common") for i in range(200)]
+    path = write(tmp_path / "data.csv", rows)
+    data = LabelledText(path=path, valid_path=path, train_fraction=0.1, batch=2)
+    train = data.prepare(vocabulary=100).train
+    assert np.bincount(train.labels).tolist() == [19, 1]
+    np.testing.assert_array_equal(train.tokens, data.prepare(vocabulary=100).train.tokens)
+
+
+def test_glue_is_read_in_tfds_own_format(monkeypatch):
+    class Label:
+        names = ("unacceptable", "acceptable")
+
+    def records(split):
+        texts = [("The dog barked.", 1), ("Dog the barked.", 0), ("It rained.", 1)] * 2
+        return [{"sentence": t.encode(), "label": y, "idx": i} for i, (t, y) in enumerate(texts)]
+
+    def read(task, split):
+        return examples_of(records(split), {"label": Label}, task, split)
+
+    monkeypatch.setattr(labelled_text, "read_glue", read)
+    data = LabelledText(source="glue/cola", length=16, batch=2)
+    prepared = data.prepare(vocabulary=80)
+    assert prepared.names == ("acceptable", "unacceptable")
+    assert prepared.valid_batches(**SHARE)[0]["labels"].tolist() == [0, 1]
+    scores = [{"sentence1": b"a", "sentence2": b"b", "label": np.float32(2.5), "idx": 0}]
+    (found,) = examples_of(scores, {"label": object()}, "stsb", "train")
+    assert found.texts == ("a", "b") and found.labels == ("2.5",)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"label": "lable"}, r"data.csv, line 2: no field 'lable'; did you mean 'label'\?"),
+        ({"classes": 3}, r"has 2 different labels, data.classes is 3; use --data.classes 2"),
+        ({"task": "score", "classes": 1}, r"line 2: field 'label' is 'lost', not a number"),
+        ({"task": "tags"}, r"are read from .jsonl, not from"),
+        ({"path": "none.csv"}, r"no file 'none.csv'"),
+        ({"path": None}, r"needs --data.path FILE"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_said(tmp_path, change, message):
+    path = write(tmp_path / "data.csv", ROWS)
+    data = dataclasses.replace(LabelledText(path=path, valid_path=path, batch=2), **change)
+    with pytest.raises(UserError, match=message):
+        data.prepare(vocabulary=120)
+
+
+def test_a_label_that_training_does_not_know_is_named_by_file_and_line(tmp_path):
+    path = write(tmp_path / "train.csv", ROWS)
+    other = write(tmp_path / "test.csv", [*ROWS[:2], ("what", "lots")])
+    with pytest.raises(UserError, match=r"test.csv, line 4: field 'label' is 'lots', .* did you mean 'lost'"):
+        LabelledText(path=path, valid_path=other, batch=2).prepare(vocabulary=120)
+    assert "did you mean 'cola'" in next(LabelledText(source="glue/coal").problems())

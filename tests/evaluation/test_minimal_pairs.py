@@ -1,0 +1,119 @@
+"""Scores of sentences against a loop one token at a time, and bad files."""
+
+from __future__ import annotations
+
+import json
+import lzma
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from research.attention.masks import Tokens
+from research.errors import UserError
+from research.evaluation import minimal_pairs
+from research.evaluation.minimal_pairs import (
+    Pair,
+    accuracies,
+    log_likelihoods,
+    pseudo_log_likelihoods,
+    published,
+    read_pairs,
+)
+from research.models.bert import BERT
+from research.models.gpt import GPT
+from research.training.grammar import causal_score, masked_score
+
+MASK = 4
+SEQUENCES = [
+    [2, *ids, 3] for ids in ([7, 8], [9], [5, 6, 7, 8, 9, 10, 11], [12, 5, 5], [6, 7, 8, 9, 11, 10, 5])
+]
+
+
+def trained(model):
+    """What scoring needs of a run: random weights, far from uniform."""
+    params = jax.jit(model.build().init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
+    params = jax.tree.map(lambda leaf: 6 * leaf if leaf.ndim > 1 else leaf, params)
+    return SimpleNamespace(
+        experiment=SimpleNamespace(model=model), tokenizer=SimpleNamespace(mask=MASK), params=params
+    )
+
+
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch):
+    monkeypatch.setattr(minimal_pairs, "_TOKENS", 32)  # several batches of a width, the last one filled up
+
+
+def test_pseudo_log_likelihood_is_that_of_a_loop_one_token_at_a_time():
+    run = trained(BERT(vocabulary=13, context=12, layers=1, width=16, heads=2, dropout=0.0, depth="unroll"))
+    apply = jax.jit(run.experiment.model.build().apply)
+    expected = []
+    for ids in SEQUENCES:
+        total = 0.0
+        for place in range(1, len(ids) - 1):
+            # Padded to one length, so that it compiles once.
+            hidden = np.array([[*ids[:place], MASK, *ids[place + 1 :], *[0] * (9 - len(ids))]], np.int32)
+            real = Tokens.of_lengths(jnp.array([len(ids)]), 9)
+            logits = np.asarray(apply({"params": run.params}, hidden, real)[0], np.float64)[0, place]
+            total += logits[ids[place]] - np.log(np.exp(logits).sum())
+        expected.append(total)
+    np.testing.assert_allclose(pseudo_log_likelihoods(masked_score(run), SEQUENCES), expected, rtol=1e-5)
+
+
+def test_log_likelihood_is_that_of_a_loop_one_token_at_a_time():
+    run = trained(GPT(vocabulary=13, context=12, layers=1, width=16, heads=2, depth="unroll"))
+    apply = jax.jit(run.experiment.model.build().apply)
+    expected = []
+    for ids in SEQUENCES:
+        padded = np.array([[*ids, *[0] * (9 - len(ids))]], np.int32)  # a causal model sees none of it
+        logits = np.asarray(apply({"params": run.params}, padded)[0], np.float64)[0]
+        scores = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        expected.append(sum(scores[at, ids[at + 1]] for at in range(len(ids) - 1)))
+    np.testing.assert_allclose(log_likelihoods(causal_score(run), SEQUENCES), expected, rtol=1e-5)
+
+
+def test_accuracies_are_means_over_paradigms_and_ties_are_wrong():
+    pairs = [Pair("g", "b", *names) for names in (("a", "x"), ("a", "x"), ("b", "x"), ("c", "y"), ("c", "y"))]
+    good = np.array([1.0, 0.0, 3.0, 2.0, 2.0])
+    found = accuracies(pairs, good, np.array([0.0, 1.0, 2.0, 2.0, 1.0]))
+    assert found["paradigms"] == {"a": 0.5, "b": 1.0, "c": 0.5}
+    assert found["phenomena"] == {"x": 0.75, "y": 0.5}
+    assert found["all"]["mean"] == pytest.approx(2 / 3)
+
+
+RECORD = {"sentence_good": "a b", "sentence_bad": "b a", "UID": "order", "linguistics_term": "syntax"}
+
+
+def test_files_are_read_plain_and_compressed_and_published_rows_beside_them(tmp_path):
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(RECORD) + "\n\n" + json.dumps(RECORD))
+    with lzma.open(tmp_path / "pairs.jsonl.xz", "wt") as file:
+        file.write(json.dumps(RECORD))
+    one = Pair("a b", "b a", "order", "syntax")
+    assert read_pairs(tmp_path / "pairs.jsonl") == read_pairs(tmp_path) == [one, one]
+    assert read_pairs(tmp_path / "pairs.jsonl.xz") == [one]
+    assert published(tmp_path, [one]) == {}
+    summary = [{"UID": "order", "linguistics_term": "syntax", "gpt2": 0.9}, {"UID": "other", "gpt2": 0.1}]
+    (tmp_path / "models_summary.jsonl").write_text("\n".join(map(json.dumps, summary)))
+    assert published(tmp_path / "pairs.jsonl.xz", [one]) == {"gpt2": {"syntax": 0.9, "mean": 0.9}}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", r"pairs.jsonl, line 2: not JSON"),
+        ("[1]", r"line 2: a list, where a JSON object should be"),
+        (json.dumps({**RECORD, "UID": 3}), r"line 2: field 'UID' is 3, not text"),
+        (
+            json.dumps({k.replace("bad", "worse"): v for k, v in RECORD.items()}),
+            r"line 2: no field 'sentence_bad'; did you mean 'sentence_worse'\?",
+        ),
+    ],
+)
+def test_bad_lines_are_named_by_file_line_and_field(tmp_path, line, message):
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(RECORD) + "\n" + line)
+    with pytest.raises(UserError, match=message):
+        read_pairs(tmp_path / "pairs.jsonl")
+    with pytest.raises(UserError, match="no file of minimal pairs"):
+        read_pairs(tmp_path / "none.jsonl")
