@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -22,6 +23,7 @@ from research.attention.tiles import tiling_of
 from research.errors import UserError
 
 EngineName = Literal["auto", "reference", "flash", "cudnn", "splash"]
+"""Engines that can be asked for; models' descriptions list the same names."""
 _log = logging.getLogger(__name__)
 
 
@@ -268,12 +270,17 @@ def _on_device(tokens: Tokens) -> Tokens:
 
 
 def _where() -> tuple[str, int]:
-    """Returns the platform of the mesh in force, or the default one, and the number of its devices."""
+    """Returns the platform of the mesh in force, or the default one, and its devices that share the call."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.abstract_device is None:
         return jax.default_backend(), 1
     platform = mesh.abstract_device.platform
-    return {"cuda": "gpu", "rocm": "gpu"}.get(platform, platform), mesh.size
+    shared = (
+        size
+        for size, kind in zip(mesh.axis_sizes, mesh.axis_types, strict=True)
+        if kind != jax.sharding.AxisType.Manual  # inside shard_map each device has a call of its own
+    )
+    return {"cuda": "gpu", "rocm": "gpu"}.get(platform, platform), math.prod(shared)
 
 
 def blank(
