@@ -69,7 +69,7 @@ def translate(target: str, options: Translate, overrides: Mapping[str, str]) -> 
     trained = load(target, options.checkpoint)
     if not isinstance(trained.experiment.objective, Translation):
         raise UserError(
-            f"{target} was not trained to translate, but for {kind(trained.experiment.objective)!r}"
+            f"{target} was not trained to translate, but for {kind(type(trained.experiment.objective))!r}"
         )
     model = translator(trained.experiment.model, trained.params, trained.tokenizer, beam)
     if beam.width > trained.experiment.model.vocabulary:
@@ -117,14 +117,14 @@ def compare(first: str, second: str, options: Compare, overrides: Mapping[str, s
     from research.training.description import kind
     from research.training.trained import load
 
-    runs = [load(run, options.checkpoint) for run in (first, second)]
-    for run, name in zip(runs, (first, second), strict=True):
+    one, two = (load(run, options.checkpoint) for run in (first, second))
+    for run, name in ((one, first), (two, second)):
         if not isinstance(run.experiment.objective, Translation):
             raise UserError(
-                f"{name} was not trained to translate, but for {kind(run.experiment.objective)!r}"
+                f"{name} was not trained to translate, but for {kind(type(run.experiment.objective))!r}"
             )
-    beam, data = Beam(options.beam, options.length_penalty), _tests(runs[0], overrides)
-    found = translation.compare(*runs, data, beam=beam, report=message)
+    beam, data = Beam(options.beam, options.length_penalty), _tests(one, overrides)
+    found = translation.compare(one, two, data, beam=beam, report=message)
     if options.json:
         print(json.dumps({"runs": [first, second], "splits": found}))
         return

@@ -55,7 +55,8 @@ class TokenPairs:
         cls, source: Sequence[Sequence[int]], target: Sequence[Sequence[int]], end: int, target_bytes: int = 0
     ) -> TokenPairs:
         """Returns the pairs of two lists of sentences."""
-        return cls(*_joined(source), *_joined(target), end, target_bytes)
+        (ours, our_starts), (theirs, their_starts) = _joined(source), _joined(target)
+        return cls(ours, our_starts, theirs, their_starts, end, target_bytes)
 
     def __len__(self) -> int:
         return len(self.source_starts) - 1
@@ -78,12 +79,12 @@ class TokenPairs:
     @classmethod
     def open(cls, directory: Path) -> TokenPairs:
         """Memory-maps what `save` wrote."""
-        arrays = [
+        source, source_starts, target, target_starts = (
             np.asarray(np.load(directory / f"{field}.npy", mmap_mode="r"))
             for field in ("source", "source_starts", "target", "target_starts")
-        ]
+        )
         end, size = np.load(directory / "numbers.npy").tolist()
-        return cls(*arrays, end, size)
+        return cls(source, source_starts, target, target_starts, end, size)
 
 
 def _joined(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 import gzip
 import itertools
 import lzma
@@ -207,23 +208,11 @@ class NamedTranslation(ParallelSource):
         """Returns how a record becomes a pair; None where it lacks one of the languages."""
         import tensorflow_datasets as tfds
 
-        wanted = (self.source, self.target)
         for name, feature in (("", builder.info.features), *builder.info.features.items()):
-            if isinstance(feature, tfds.features.TranslationVariableLanguages):
-
-                def from_lists(record: dict[str, Any], name: str = name) -> tuple[bytes, bytes] | None:
-                    fields = record[name]
-                    found = dict(zip((x.decode() for x in fields["language"]), fields["translation"],
-                                     strict=True))  # fmt: skip
-                    return tuple(found[x] for x in wanted) if set(wanted) <= set(found) else None  # type: ignore[return-value]
-
+            several = isinstance(feature, tfds.features.TranslationVariableLanguages)
+            if several or isinstance(feature, tfds.features.Translation):
                 self._check(feature.languages)
-                return from_lists
-            if isinstance(feature, tfds.features.Translation):
-                self._check(feature.languages)
-                return lambda record, name=name: tuple(  # type: ignore[misc,return-value]
-                    (record[name] if name else record)[x] for x in wanted
-                )
+                return functools.partial(_pair, name=name, several=several, wanted=(self.source, self.target))
         raise UserError(f"tfds:{self.name} is no translation set: it has no pair of languages")
 
     def _check(self, languages: Iterable[str]) -> None:
@@ -232,6 +221,18 @@ class NamedTranslation(ParallelSource):
                 raise UserError(
                     f"tfds:{self.name} has no language {language!r}{nearest(language, languages)}"
                 )
+
+
+def _pair(
+    record: dict[str, Any], *, name: str, several: bool, wanted: tuple[str, str]
+) -> tuple[bytes, bytes] | None:
+    """Returns the pair in a record's field (or itself): language -> text, or ``several`` in two lists."""
+    fields = record[name] if name else record
+    if several:
+        languages = [language.decode() for language in fields["language"]]
+        fields = dict(zip(languages, fields["translation"], strict=True))
+    source, target = (fields.get(language) for language in wanted)
+    return None if source is None or target is None else (source, target)
 
 
 _OUR_NAMES = {"validation": "valid", "val": "valid"}

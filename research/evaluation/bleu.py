@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from sacrebleu.metrics import BLEU, CHRF, TER
-from sacrebleu.significance import PairedTest
+from sacrebleu.significance import PairedTest, Result
 
 from research.errors import UserError
 
@@ -76,14 +76,14 @@ def compared(
     """Returns BLEU of two systems, and the p-value of their difference by paired bootstrap (Koehn, 2004)."""
     _check(first, references)
     _check(second, references)
-    systems = [("first", list(first)), ("second", list(second))]
+    systems: list[tuple[str, Sequence[str]]] = [("first", list(first)), ("second", list(second))]
     metrics = {"BLEU": _metrics(tokenised)["bleu"]}
     test = PairedTest(systems, metrics, [list(references)], test_type="bs", n_samples=1000)
     _, found = test()
-    one, two = found["BLEU"]
+    one, two = (cast(Result, result) for result in found["BLEU"])
     # Of two that are the same, every resampled difference is "as large": sacreBLEU would say significant.
     p_value = 1.0 if list(first) == list(second) else two.p_value
-    return {"first": one.score, "second": two.score, "p_value": p_value}
+    return {"first": one.score, "second": two.score, "p_value": p_value or 0.0}
 
 
 def _check(hypotheses: Sequence[str], references: Sequence[str]) -> None:

@@ -73,12 +73,15 @@ class Hypotheses(NamedTuple):
 class _Search(NamedTuple):
     """State of a search. Arrays are [batch, beam, …]; rows of the cache are batch * beam."""
 
-    count: Int[Array, ""]
+    length: Int[Array, ""]
+    """Tokens of every hypothesis that goes on."""
     tokens: Int[Array, "batch beam length"]
     totals: Float[Array, "batch beam"]
     coverage: Float[Array, "batch beam source_length"]
     cache: Any
     ended: Hypotheses
+    done: Bool[Array, " batch"]
+    """Sentences of which nothing changes any more."""
 
 
 def beam_search(
@@ -90,8 +93,10 @@ def beam_search(
 
     At every step each hypothesis is extended by every token. Of the best ``beam.width`` extensions those that
     end the text are set aside with their score; the best ``beam.width`` of the others go on. A sentence is
-    done when as many hypotheses have ended as the beam is wide. At its limit, a hypothesis can only end. What
-    another row of the batch does changes nothing.
+    done when as many hypotheses have ended as the beam is wide, and none that goes on has a better score by
+    now than the worst of them. (To stop at that number alone would let short ones, ended early with little
+    probability, crowd out the right one.) At its limit, a hypothesis can only end. What another row of the
+    batch does changes nothing.
 
     Args:
       decoder: the model.
@@ -102,6 +107,11 @@ def beam_search(
     The limits, at most ``slots``, are the most target tokens of each row.
     """
     width = beam.width
+
+    def normalised(
+        totals: Float[Array, "batch hypotheses"], count: Int[Array, ""]
+    ) -> Float[Array, "batch hypotheses"]:
+        return totals / jnp.power((5.0 + count.astype(jnp.float32)) / 6.0, beam.length_penalty)
 
     def search(
         params: Any,
@@ -114,7 +124,7 @@ def beam_search(
         real = jnp.arange(source.shape[1], dtype=jnp.int32)[None] < lengths[:, None]
 
         def advance(state: _Search, tokens: Int[Array, "rows 1"]) -> _Search:
-            place = Tokens(jnp.broadcast_to(state.count, tokens.shape))
+            place = Tokens(jnp.broadcast_to(state.length, tokens.shape))
             logits, cache = decoder.step(params, tokens, memory, place, state.cache)
             logs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
             attention = decoder.attention(cache)
@@ -128,29 +138,35 @@ def beam_search(
             hypotheses = logs.shape[0] // batch
             logs = logs.reshape(batch, hypotheses, -1)
             only_end = jnp.arange(logs.shape[-1], dtype=jnp.int32)[None, None] == end
-            last = (state.count + 1 >= limits)[:, None, None]
+            last = (state.length + 1 >= limits)[:, None, None]
             logs = jnp.where(last & ~only_end, DEAD, logs)
             totals = (state.totals[:, :hypotheses, None] + logs).reshape(batch, -1)
             best, index = jax.lax.top_k(totals, min(2 * width, totals.shape[1]))
             parent, token = jnp.divmod(index.astype(jnp.int32), jnp.int32(logs.shape[-1]))
             rows = (jnp.arange(batch, dtype=jnp.int32)[:, None] * hypotheses + parent).reshape(-1)
-            grown = _rows(state.tokens, parent).at[:, :, state.count].set(token, mode="drop")
+            grown = _rows(state.tokens, parent).at[:, :, state.length].set(token, mode="drop")
             coverage = _rows(state.coverage, parent)
             if attention is not None:
                 coverage = coverage + attention[rows].reshape(coverage.shape)
             ends = (token == end) & (best > DEAD / 2)
-            ended = _set_aside(state.ended, grown, best, coverage, ends, state.count + 1)
+            # Only among the best `width` extensions; and a sentence that is done stays as it is.
+            accepted = ends & (jnp.arange(ends.shape[1]) < width)[None] & ~state.done[:, None]
+            ended = _set_aside(state.ended, grown, best, coverage, accepted, state.length + 1)
             # Stable: of those that go on, the best come first.
             onward = ends.argsort(axis=1, stable=True)[:, :width].astype(jnp.int32)
             over = jnp.take_along_axis(ends, onward, axis=1)
             chosen = rows.reshape(batch, -1)
+            alive = jnp.where(over, DEAD, jnp.take_along_axis(best, onward, axis=1))
+            full = (ended.scores > DEAD / 2).all(axis=1)
+            beaten = normalised(alive, state.length + 1).max(axis=1) <= ended.scores.min(axis=1)
             return _Search(
-                count=state.count + 1,
+                length=state.length + 1,
                 tokens=_rows(grown, onward),
-                totals=jnp.where(over, DEAD, jnp.take_along_axis(best, onward, axis=1)),
+                totals=alive,
                 coverage=_rows(coverage, onward),
                 cache=decoder.take_rows(cache, jnp.take_along_axis(chosen, onward, axis=1).reshape(-1)),
                 ended=ended,
+                done=state.done | (full & beaten) | (state.length + 1 >= limits),
             )
 
         def _set_aside(
@@ -158,16 +174,14 @@ def beam_search(
             tokens: Int[Array, "batch candidates length"],
             totals: Float[Array, "batch candidates"],
             coverage: Float[Array, "batch candidates source_length"],
-            ends: Bool[Array, "batch candidates"],
+            accepted: Bool[Array, "batch candidates"],
             count: Int[Array, ""],
         ) -> Hypotheses:
             """Returns the best of the hypotheses that had ended and those that now do."""
-            scores = totals / jnp.power((5.0 + count.astype(jnp.float32)) / 6.0, beam.length_penalty)
+            scores = normalised(totals, count)
             if beam.coverage_penalty:
                 received = jnp.where(real[:, None], jnp.clip(coverage, 1e-9, 1.0), 1.0)
                 scores = scores + beam.coverage_penalty * jnp.log(received).sum(-1)
-            # Only among the best `width` extensions; and a sentence that is done stays as it is.
-            accepted = ends & (jnp.arange(ends.shape[1]) < width)[None] & ~_done(before)[:, None]
             new = Hypotheses(tokens, jnp.where(accepted, scores, DEAD), jnp.where(accepted, totals, DEAD))
             both = Hypotheses(*(jnp.concatenate(pair, axis=1) for pair in zip(before, new, strict=True)))
             _, best = jax.lax.top_k(both.scores, width)
@@ -177,23 +191,23 @@ def beam_search(
             )
 
         def going_on(state: _Search) -> Bool[Array, ""]:
-            done = _done(state.ended) | (state.count >= limits)
-            return (state.count < slots) & ~done.all()
+            return (state.length < slots) & ~state.done.all()
 
         none = jnp.full((batch, width), DEAD, jnp.float32)
         nothing = jnp.full((batch, width, slots), end, jnp.int32)
         start = _Search(
-            count=jnp.zeros((), jnp.int32),
+            length=jnp.zeros((), jnp.int32),
             tokens=nothing[:, :1],
             totals=jnp.zeros((batch, 1), jnp.float32),
             coverage=jnp.zeros((batch, 1, source.shape[1]), jnp.float32),
             cache=decoder.empty_cache(batch, slots),
             ended=Hypotheses(nothing, none, none),
+            done=jnp.zeros((batch,), bool),
         )
         first = advance(start, jnp.full((batch, 1), end, jnp.int32))
 
         def extend(state: _Search) -> _Search:
-            tokens = jax.lax.dynamic_index_in_dim(state.tokens, state.count - 1, axis=2)
+            tokens = jax.lax.dynamic_index_in_dim(state.tokens, state.length - 1, axis=2)
             return advance(state, tokens.reshape(-1, 1))
 
         return jax.lax.while_loop(going_on, extend, first).ended
@@ -233,11 +247,6 @@ def forced_decoding(decoder: Decoder) -> Callable[[Any, Array, Array, Array, Arr
         return first + others.sum(0)
 
     return jax.jit(score)
-
-
-def _done(ended: Hypotheses) -> Bool[Array, " batch"]:
-    """Returns whether as many hypotheses have ended as are kept."""
-    return (ended.scores > DEAD / 2).all(axis=1)
 
 
 def _rows(

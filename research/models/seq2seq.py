@@ -319,11 +319,11 @@ def decoder_step(
             gates = projected + state.fed @ kernel[model.width :]
         else:
             gates = projected
-        after, cell = lstm_cell(gates + state.cells.hidden[layer] @ recurrent, state.cells.memory[layer])
-        hidden.append(after)
+        output, cell = lstm_cell(gates + state.cells.hidden[layer] @ recurrent, state.cells.memory[layer])
+        hidden.append(output)
         cells.append(cell)
     after = state._replace(cells=CellState(jnp.stack(hidden), jnp.stack(cells)), fed=hidden[-1])
-    if model.attention is None:
+    if model.attention is None or weights.combine is None:
         return after
     aligned = align(model.attention, weights, hidden[-1], memory, state.coverage, positions)
     context = alignment_scores.read(aligned, memory.values, memory.present)
@@ -392,9 +392,8 @@ class Seq2SeqDecoder:
         cache: DecoderState | None,
     ) -> tuple[Float[Array, "rows vocabulary"], DecoderState]:
         """Returns the logits of the next token and the state after these tokens."""
-        logits, cache = self.model.build().apply(
-            {"params": params}, tokens, memory, place, cache=cache, method="decode"
-        )  # type: ignore[assignment, misc]
+        apply: Any = self.model.build().apply
+        logits, cache = apply({"params": params}, tokens, memory, place, cache=cache, method="decode")
         return logits[:, -1], cache
 
     def take_rows(self, cache: DecoderState, rows: Int[Array, " rows"]) -> DecoderState:

@@ -170,7 +170,9 @@ class _Input(nn.Module):
         place: Tokens | None,
         key: Key[Array, ""] | None,
     ) -> Float[Array, "batch length width"]:
-        positions = jnp.arange(x.shape[1], dtype=jnp.int32)[None] if place is None else place.positions
+        positions = (
+            jnp.arange(x.shape[1], dtype=jnp.int32)[None] if place is None else jnp.asarray(place.positions)
+        )
         # Scaled up (Vaswani et al., 2017, section 3.4): the table is small, as an output projection must be.
         x = with_positions(
             x * jnp.asarray(math.sqrt(self.model.width), x.dtype), positions, self.model.positions,
@@ -259,7 +261,7 @@ class TransformerModule(nn.Module):
             positions = (
                 jnp.arange(tokens.shape[1], dtype=jnp.int32)[None] if place is None else place.positions
             )
-            layers, slots = cache[0], cache[1].write(positions)
+            layers, slots = cache[0], cache[1].write(jnp.asarray(positions))
         x, layers = self.decoder(x, Context(place, *memory, slots), layers, stack_key)
         x = placed(self.decoder_norm(x) if self.model.placement == "pre" else x)
         tied = self.model.tied_head
@@ -285,9 +287,8 @@ class TransformerDecoder:
         self, params: Any, tokens: Int[Array, "rows 1"], memory: Memory, place: Tokens, cache: Cache
     ) -> tuple[Float[Array, "rows vocabulary"], Cache]:
         """Returns the logits of the next token and the state with these tokens."""
-        logits, cache = self.model.build().apply(
-            {"params": params}, tokens, memory, place, cache=cache, method="decode"
-        )  # type: ignore[assignment, misc]
+        apply: Any = self.model.build().apply
+        logits, cache = apply({"params": params}, tokens, memory, place, cache=cache, method="decode")
         return logits[:, -1], cache
 
     def take_rows(self, cache: Cache, rows: Int[Array, " rows"]) -> Cache:

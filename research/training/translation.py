@@ -10,6 +10,7 @@ from research.data.tokenizer import Tokenizer
 from research.errors import UserError
 from research.inference.beam import Beam
 from research.inference.translate import Translator
+from research.models.seq2seq import Seq2Seq
 from research.models.transformer import Transformer
 from research.training.conclusion import Conclusion
 from research.training.experiment import Experiment
@@ -17,8 +18,9 @@ from research.training.program import Functions
 from research.training.trained import Trained
 
 
-def translator(model: Transformer, params: Any, tokenizer: Tokenizer, beam: Beam | None = None) -> Translator:
+def translator(model: Any, params: Any, tokenizer: Tokenizer, beam: Beam | None = None) -> Translator:
     """Returns the translator of a model with these parameters."""
+    assert isinstance(model, Transformer | Seq2Seq)
     return Translator(model.decoder(), params, tokenizer, context=model.context, beam=beam)
 
 
@@ -33,6 +35,7 @@ def conclude(
     del parts
     values: dict[str, Any] = {}
     lines: list[str] = []
+    assert isinstance(experiment.data, Bitext)
     text = experiment.data.open()
     if experiment.samples and "valid" in text.splits():
         report(f"translating {experiment.samples} validation sentences")
@@ -66,6 +69,7 @@ def translations(
         run was trained for.
     """
     own = trained.experiment.data
+    assert isinstance(own, Bitext)
     languages, asked = ((x.source_language, x.target_language) for x in (own, data))
     if asked != languages:
         raise UserError(

@@ -77,9 +77,36 @@ def plain(row, width, alpha, limit):
         ]
         ended = sorted(ended, key=lambda h: -h[0])[:width]
         alive = [h for h in grown if h[0][-1] != END][:width]
-        if len(ended) == width or not alive:
+        best = max((total / ((5 + count) / 6) ** alpha for _, total in alive), default=-np.inf)
+        if len(ended) == width and best <= ended[-1][0]:
             break
     return ended
+
+
+def test_hypotheses_that_end_early_do_not_crowd_out_the_right_one():
+    class Sure:
+        """Says 1, 2, 3, 4 and ends, each with probability 0.9, and else ends at once."""
+
+        def encode(self, params, source, place):
+            return None
+
+        def empty_cache(self, batch, slots):
+            return None
+
+        def step(self, params, tokens, memory, place, cache):
+            wanted = jnp.where(place.positions[:, 0] < 4, place.positions[:, 0] + 1, END)
+            chances = 0.9 * jax.nn.one_hot(wanted, VOCABULARY) + 0.09 * jax.nn.one_hot(END, VOCABULARY)[None]
+            return jnp.log(chances + 0.01 / VOCABULARY), None
+
+        def take_rows(self, cache, rows):
+            return None
+
+        def attention(self, cache):
+            return None
+
+    arrays = (jnp.asarray(x) for x in (SOURCE, LENGTHS, LIMITS + 2))
+    found = beam_search(Sure(), Beam(2, 1.0), slots=8, end=END)(None, *arrays)
+    assert found.tokens[:, 0, :6].tolist() == [[1, 2, 3, 4, END, END]] * 3
 
 
 def search(width, alpha, source=SOURCE, lengths=LENGTHS, limits=LIMITS, slots=SLOTS):

@@ -111,7 +111,7 @@ def test_reversing_a_sequence_is_learned_whole(name):
         else Transformer(vocabulary=260, layers=2, heads=4, dropout=0.0, engine="reference", **width)
     )
     objective, module = Translation(0.0), model.build()
-    inputs, named = objective.inputs(batches[0])
+    inputs, named = objective.inputs({k: jnp.asarray(v) for k, v in batches[0].items()})
     params = module.init(jax.random.key(0), *inputs, **named)["params"]
     optimizer = optax.adam(optax.linear_schedule(6e-3, 0.0, 350))
     loss = objective.loss(module.apply)
