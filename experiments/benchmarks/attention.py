@@ -6,7 +6,7 @@
 Everything runs in one process, in alternation; a ratio is the median of the ratios of neighbouring runs,
 PyTorch's time over ours. Beside wall time stands the processor time of all threads, which other programs on
 the machine disturb less. Memory is the compiler's figure for temporaries. Sparse patterns are compared with
-what their blocks predict: the time of the full pattern, times the share of its pairs in tiles they visit.
+what their blocks predict: shares of the blocks and of the time of attending to everything in the same tiles.
 
 `--topology v5e:2x2` compiles for a TPU that is not here instead (pip install libtpu) and prints the
 compiler's temporaries on one device.
@@ -29,9 +29,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from research.attention import Causal, Everything, Global, Mask, RandomBlocks, Strided, Window, attend
+from research.attention import (
+    Causal,
+    Everything,
+    Global,
+    Mask,
+    RandomBlocks,
+    Strided,
+    Tokens,
+    Window,
+    attend,
+)
 from research.attention.block_map import EMPTY, block_map
-from research.attention.tiles import tiling_of
+from research.attention.flash import flash
+from research.attention.tiles import Tiling, tiling_of
 from research.scale.host_memory import keep_freed_memory
 
 HEADS, HEAD_DIM = 8, 64
@@ -57,14 +68,6 @@ def entries(length: int, *, causal: bool) -> dict[str, Attention]:
     if jax.default_backend() == "gpu":
         found["cudnn"] = functools.partial(attend, mask=mask, engine="cudnn")
     return found
-
-
-def sparse_entries(length: int) -> dict[str, Attention]:
-    """Returns the block-sparse engine under each pattern, by name."""
-    return {
-        name: functools.partial(attend, mask=mask, engine="flash")
-        for name, mask in sparse_patterns(length).items()
-    }
 
 
 def arrays(batch: int, length: int, dtype: str) -> list[jax.Array]:
@@ -149,25 +152,34 @@ def measure(batch: int, length: int, *, causal: bool, backward: bool, seconds: f
 
 
 def measure_sparse(length: int, seconds: float) -> list[dict[str, Any]]:
-    """Returns a row for each sparse pattern: its time beside what its blocks predict."""
+    """Returns a row for each sparse pattern: its time beside what the number of its blocks predicts."""
     operands = arrays(1, length, "float32")
-    runs, areas = {}, {}
-    patterns: dict[str, Mask] = {"everything": Everything(), **sparse_patterns(length)}
-    for name, mask in patterns.items():
-        program = compiled(functools.partial(attend, mask=mask, engine="flash"), operands, True)
-        runs[name] = functools.partial(lambda f: jax.block_until_ready(f(*operands)), program)
+    tokens = Tokens(np.arange(length, dtype=np.int32)[None])
+
+    def run(mask: Mask, tiling: Tiling) -> Callable[[], Any]:
+        attention = functools.partial(
+            flash, mask=mask, q_tokens=tokens, kv_tokens=tokens, tiling=tiling, scale=HEAD_DIM**-0.5
+        )
+        program = compiled(attention, operands, True)
+        return lambda: jax.block_until_ready(program(*operands))
+
+    runs, shares, tilings = {}, {}, {}
+    for name, mask in sparse_patterns(length).items():
         tiling = tiling_of(mask, 1, length, length, HEADS, HEADS, cpu=jax.default_backend() == "cpu")
+        runs[name], tilings[name] = run(mask, tiling), tiling
         kinds = block_map(mask, length, length, tiling.q_block, tiling.kv_block)
-        areas[name] = int((kinds != EMPTY).sum()) * tiling.q_block * tiling.kv_block / length**2
+        shares[name] = float((kinds != EMPTY).mean())
+    for tiling in set(tilings.values()):
+        runs[str(tiling)] = run(Everything(), tiling)
     taken = alternate(runs, seconds)
     return [
         {
-            "pattern": name, "length": length, "share_of_blocks": areas[name],
+            "pattern": name, "length": length, "tile": tiling.q_block, "blocks": shares[name],
             "ms": 1e3 * statistics.median(taken[name]["wall"]),
-            "share_of_time": 1 / ratio(taken["everything"]["wall"], taken[name]["wall"]),
-            "share_of_cpu_time": 1 / ratio(taken["everything"]["cpu"], taken[name]["cpu"]),
+            "time": 1 / ratio(taken[str(tiling)]["wall"], taken[name]["wall"]),
+            "cpu_time": 1 / ratio(taken[str(tiling)]["cpu"], taken[name]["cpu"]),
         }
-        for name in runs
+        for name, tiling in tilings.items()
     ]  # fmt: skip
 
 
