@@ -9,14 +9,17 @@ trace time, where positions are known.
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, Shaped
 
-AnyArray: TypeAlias = Array | np.ndarray
+if TYPE_CHECKING:  # static checkers would want each use told apart
+    AnyArray: TypeAlias = Any
+else:
+    AnyArray = Array | np.ndarray
 ABSENT = jnp.iinfo(jnp.int32).max
 """Position of a cache slot that holds no token: after every query, so that no causal mask admits it."""
 
