@@ -10,7 +10,7 @@ new parameters. In Models 1 and 2 target words choose independently:
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 import numpy as np
@@ -33,6 +33,7 @@ class Posteriors(NamedTuple):
     log_likelihood: Float32[Array, "*both"]
 
 
+@runtime_checkable
 class Positions(Protocol):
     """A model of positions, described by a frozen dataclass."""
 
