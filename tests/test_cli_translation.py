@@ -1,0 +1,86 @@
+"""Training, translating and scoring through the command line, on invented languages."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+
+import pytest
+
+from research.cli.main import main
+
+LINES = [(f"a b {'c ' * (i % 5)}d", f"{'C ' * (i % 5)}B A {i % 7}") for i in range(48)]
+EXPERIMENT = """
+from research.data.bitext import Bitext
+from research.models.seq2seq import Seq2Seq
+from research.objectives.translation import Translation
+from research.training.experiment import Checkpointing, Evaluation, Experiment
+
+
+def experiment():
+    return Experiment(
+        name="tiny",
+        model=Seq2Seq(vocabulary=270, layers=1, width=8, dropout=0.1, context=32),
+        data=Bitext(corpus="files", source="{d}/s", target="{d}/t", length=24, batch_tokens=192, buckets=2),
+        objective=Translation(),
+        steps=8,
+        evaluation=Evaluation(every=4),
+        checkpointing=Checkpointing(every=4),
+    )
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("translation")
+    for name, side in zip("st", zip(*LINES, strict=True), strict=True):
+        (directory / name).write_text("".join(f"{line}\n" for line in side))
+    (directory / "tiny.py").write_text(EXPERIMENT.replace("{d}", str(directory)))
+    assert main(["train", str(directory / "tiny.py"), "--workdir", str(directory / "run")]) == 0
+    return directory
+
+
+def say(monkeypatch, data):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+
+
+@pytest.mark.slow
+def test_a_run_translates_scores_and_is_scored(place, monkeypatch, capsys):
+    run = str(place / "run")
+    say(monkeypatch, b"a b d\n\na b c c d\n")
+    assert main(["translate", run, "--beam", "2", "--json"]) == 0
+    out, err = capsys.readouterr()
+    first, empty, last = map(json.loads, out.splitlines())
+    assert empty == {"candidates": [{"text": "", "score": 0.0, "log_probability": 0.0}]}
+    assert len(first["candidates"]) == len(last["candidates"]) == 2
+    assert "3 lines" in err
+    (place / "given").write_text("\n".join(first["candidates"][i]["text"] for i in (0, 1)) + "\n")
+    files = ["--data.source", str(place / "s"), "--data.target", str(place / "t")]
+    assert main(["evaluate", run, *files, "--json", "--beam", "1"]) == 0
+    found = json.loads(capsys.readouterr().out)["splits"]["test"]
+    assert found["sentences"] == 48 and found["bleu"]["score"] < 50
+    assert sum(row["sentences"] for row in found["by_length"]) == 48
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--beam", "271"], "--beam 271 is larger than the vocabulary: 270 tokens"),
+        (["--beam", "2", "--n_best", "3"], "at most the beam of 2"),
+        (["--beam", "0"], "a beam of 0"),
+    ],
+)
+def test_bad_options_are_one_line(place, arguments, words, monkeypatch, capsys):
+    say(monkeypatch, b"a\n")
+    assert main(["translate", str(place / "run"), *arguments]) == 2
+    err = capsys.readouterr().err
+    assert words in err and err.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_bad_lines_and_languages_are_one_line(place, monkeypatch, capsys):
+    say(monkeypatch, b"a\n\xff\n")
+    assert main(["translate", str(place / "run")]) == 2
+    assert "standard input, line 2 is not UTF-8" in capsys.readouterr().err
