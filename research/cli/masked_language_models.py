@@ -53,7 +53,7 @@ def evaluate(trained: Trained, overrides: Mapping[str, str], *, as_json: bool) -
     from research.training import masked_language_model
     from research.training.overrides import override
 
-    data = override(trained.experiment, overrides).data
+    data: Any = override(trained.experiment, overrides).data
     whole = "data.path" in overrides and "data.split" not in overrides
     found = masked_language_model.evaluate(trained, data, whole=whole, report=message)
     if as_json:

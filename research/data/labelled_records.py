@@ -119,9 +119,9 @@ def _example(record: Mapping[str, Any], fields: Fields, where: str, *, tags: boo
             raise UserError(f"{where}: {len(words)} words and {len(label)} tags")
         return Example(tuple(words), tuple(label), where)
     texts = [_field(record, name, where) for name in (fields.text, fields.second) if name is not None]
-    for name, value in zip((fields.text, fields.second), texts, strict=False):
+    for field, value in zip((fields.text, fields.second), texts, strict=False):
         if not isinstance(value, str):
-            raise UserError(f"{where}: field {name!r} is a {type(value).__name__}, not text")
+            raise UserError(f"{where}: field {field!r} is a {type(value).__name__}, not text")
     if not isinstance(label, (str, int, float)):
         raise UserError(f"{where}: field {fields.label!r} is a {type(label).__name__}, not a label")
     return Example(tuple(texts), (str(label),), where)

@@ -138,7 +138,8 @@ class PairRows:
         segments, types = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
         wrong = draws[:, 0] < 0.5
         for row, number in enumerate(numbers):
-            a, b = self._parts(*self._stretches[number].tolist(), wrong[row], draws[row, 1:])
+            first, end = self._stretches[number].tolist()
+            a, b = self._parts(first, end, bool(wrong[row]), draws[row, 1:])
             size = len(a) + len(b) + 3
             tokens[row, :size] = np.concatenate(
                 [[self._tokenizer.first], a, [self._tokenizer.separator], b, [self._tokenizer.separator]]

@@ -71,9 +71,19 @@ def comments(source: str) -> list[str]:
 
 def without_markup(page: str) -> str:
     """Returns the text of an HTML page."""
-    texts: list[str] = []
-    parser = html.parser.HTMLParser()
-    parser.handle_data = texts.append  # type: ignore[method-assign]
+    parser = _Texts()
     parser.feed(page)
     parser.close()
-    return "".join(texts)
+    return "".join(parser.texts)
+
+
+class _Texts(html.parser.HTMLParser):
+    """Collects what stands between tags."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+
+    def handle_data(self, data: str) -> None:
+        """Keeps a text."""
+        self.texts.append(data)

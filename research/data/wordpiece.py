@@ -97,7 +97,7 @@ class MaskingTokenizer(Tokenizer):
 
     def token(self, index: int) -> str:
         """Returns how a token is written."""
-        return self._backend.id_to_token(index)
+        return str(self._backend.id_to_token(index))
 
 
 def _alphabet(normalizer: Any, texts: Iterable[str], most: int) -> list[str]:

@@ -43,7 +43,8 @@ def started_from(experiment: Experiment, run: str) -> Experiment:
         )
     data = experiment.data
     if any(field.name == "tokenizer" for field in dataclasses.fields(data)):
-        data = dataclasses.replace(data, tokenizer=str(directory.path / "tokenizer.json"))  # type: ignore[call-arg]
+        changed: Any = {"tokenizer": str(directory.path / "tokenizer.json")}
+        data = dataclasses.replace(data, **changed)
     return dataclasses.replace(experiment, model=model, data=data, initial=str(run))
 
 
