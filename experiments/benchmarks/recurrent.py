@@ -7,10 +7,10 @@ The slope is that of log time against log length from 2,048 tokens up: 1 is line
 alternate within each round, and the least time of the rounds counts; temporary memory is the compiler's. The
 features are those of the papers, of heads of 64 channels.
 
-Measured on two cores shared with other work, hence in seconds of processor time (jax 0.10.2, forward, batch 1,
-4 heads; 2,048 / 4,096 / 8,192 tokens, milliseconds): retention 8 / 19 / 37, mamba2 13 / 22 / 51, gla 16 / 28 /
-61, gated-delta-net 20 / 35 / 78, kimi-delta 27 / 49 / 108, linear-transformer 13 / 21 / 47: slopes of 0.92 to
-1.10; temporary memory 0.99 to 1.00.
+Measured on two cores shared with other work, hence in seconds of processor time (jax 0.10.2, forward, batch
+1, 4 heads; 2,048 / 4,096 / 8,192 tokens, milliseconds): retention 8 / 19 / 37, mamba2 13 / 22 / 51, gla 16
+/ 28 / 61, gated-delta-net 20 / 35 / 78, kimi-delta 27 / 49 / 108, linear-transformer 13 / 21 / 47: slopes
+of 0.92 to 1.10; of temporary memory 0.99 to 1.00.
 """
 
 from __future__ import annotations

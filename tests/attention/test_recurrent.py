@@ -145,7 +145,7 @@ def test_the_future_and_other_documents_change_nothing(decay, delta):
     assert (after != before).any()
 
 
-@cases(("vector", True))
+@cases()
 def test_chunks_of_any_size_and_steps_are_the_same(decay, delta):
     """All at once in chunks of another size; or a prompt with padding behind it, then a token at a time."""
     arrays = inputs(decay, delta)

@@ -93,6 +93,7 @@ def test_a_linear_transformer_reads_a_memory():
         np.testing.assert_allclose(out[row], want, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_performer_redraws_only_when_asked_and_given_a_key():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 4, 8)), jnp.float32)
     fixed, drawn = (layer(Performer(redraw=redraw), Geometry(8, 2, 2, 4)) for redraw in (False, True))
