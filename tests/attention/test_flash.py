@@ -112,9 +112,20 @@ def with_gradients(function, operands, cotangent):
     return jax.tree.map(np.asarray, jax.jit(both)(operands))
 
 
-@settings(max_examples=10, phases=[hypothesis.Phase.generate])
+@settings(max_examples=5, phases=[hypothesis.Phase.generate])
 @given(cases())
 def test_tiles_equal_the_oracle_forward_and_backward(case):
+    equal_the_oracle(case)
+
+
+@pytest.mark.slow
+@settings(max_examples=20, phases=[hypothesis.Phase.generate])
+@given(cases())
+def test_many_more_tiles_equal_the_oracle(case):
+    equal_the_oracle(case)
+
+
+def equal_the_oracle(case):
     (q, k, v), options, extras = case
     batch = q.shape[0]
     cotangent = np.random.default_rng(5).normal(size=(*q.shape[:3], v.shape[-1])).astype(np.float32)
@@ -163,7 +174,7 @@ def test_the_same_weights_are_dropped_as_in_the_reference(tiling):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=5e-6), got, want)
 
 
-@pytest.mark.parametrize("mask", [Causal(), Causal() & SameSegment(), Everything()])
+@pytest.mark.parametrize("mask", [Causal() & SameSegment(), Everything()])
 def test_padding_may_hold_nan(mask):
     q, k, v = arrays(4, 2, 300, 300, 2, 1)
     cotangent = arrays(5, 2, 300, 300, 2, 2)[0]
