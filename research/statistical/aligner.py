@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import unicodedata
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -158,7 +159,7 @@ def align(
 
 
 def _words(sentence: Sequence[str], aligner: Aligner) -> Sequence[str]:
-    return sentence if aligner.keep_case else [word.lower() for word in sentence]
+    return sentence if aligner.keep_case else [sys.intern(word.lower()) for word in sentence]
 
 
 _Columns = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
@@ -205,8 +206,9 @@ def read_sentences(
     """
     sides = []
     for path in (source, target):
-        sentences = [line.replace("\t", " ").split(" ") for line in lines_of(path)]
-        sides.append([[word for word in words if word] for words in sentences])
+        sentences = (line.replace("\t", " ").split(" ") for line in lines_of(path))
+        # Interned: millions of tokens are few words, and a string is six times the size of a reference.
+        sides.append([[sys.intern(word) for word in words if word] for words in sentences])
         odd = [number for number, words in enumerate(sides[-1], start=1) if _has_control(words)]
         if odd:
             report(

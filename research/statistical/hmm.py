@@ -52,7 +52,7 @@ class Chain:
 
     empty: float = 0.2
     reach: int = 32
-    smoothing: float = 0.2
+    smoothing: float = 0.5
     longest: int = 256
 
     def initial(
