@@ -30,7 +30,7 @@ Described = TypeVar("Described")
 
 def kind(cls: type) -> str:
     """Returns the name of a description's class in JSON and on the command line: kebab-case."""
-    return re.sub(r"(?<=[a-z0-9A-Z])(?=[A-Z][a-z])", "-", cls.__name__).lower()
+    return re.sub(r"(?<=[a-zA-Z])(?=[A-Z][a-z])", "-", cls.__name__).lower()
 
 
 def alternatives(declared: Any) -> tuple[Any, ...]:

@@ -44,6 +44,9 @@ def test_round_trip_through_json_text_is_exact(experiment):
     assert from_json(json.loads(json.dumps(to_json(experiment)))) == experiment
 
 
+MODELS = "'gpt' or 'bert' or 'classifier' or 'transformer' or 'seq2seq'"
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
@@ -92,13 +95,29 @@ def test_left_out_fields_take_their_defaults():
     ("change", "line"),
     [
         ({"modell": {}}, "experiment: no field 'modell'; did you mean 'model'?"),
-        ({"model": {"layer": 3}}, "experiment.model: no field 'layer'; did you mean 'layers'?"),
-        ({"model": {"layers": "3"}}, "experiment.model.layers: expected a whole number, found '3'"),
-        ({"model": {"layers": True}}, "experiment.model.layers: expected a whole number, found True"),
-        ({"model": {"layers": 3.0}}, "experiment.model.layers: expected a whole number, found 3.0"),
-        ({"model": {"bias": 1}}, "experiment.model.bias: expected true or false, found 1"),
-        ({"model": 3}, "experiment.model: expected 'gpt', found 3"),
-        ({"model": None}, "experiment.model: expected 'gpt', found nothing"),
+        (
+            {"model": {"kind": "gpt", "layer": 3}},
+            "experiment.model: no field 'layer'; did you mean 'layers'?",
+        ),
+        (
+            {"model": {"kind": "gpt", "layers": "3"}},
+            "experiment.model.layers: expected a whole number, found '3'",
+        ),
+        (
+            {"model": {"kind": "gpt", "layers": True}},
+            "experiment.model.layers: expected a whole number, found True",
+        ),
+        (
+            {"model": {"kind": "gpt", "layers": 3.0}},
+            "experiment.model.layers: expected a whole number, found 3.0",
+        ),
+        ({"model": {"kind": "gpt", "bias": 1}}, "experiment.model.bias: expected true or false, found 1"),
+        ({"model": 3}, f"experiment.model: expected {MODELS}, found 3"),
+        ({"model": None}, f"experiment.model: expected {MODELS}, found nothing"),
+        (
+            {"model": {"layers": 3}},
+            "experiment.model: its kind is missing; choose from gpt, bert, classifier, transformer, seq2seq",
+        ),
         ({"steps": None}, "experiment.steps: expected a whole number, found nothing"),
         ({"clip": "1"}, "experiment.clip: expected a number or none, found '1'"),
         ({"clip": float("nan")}, "experiment.clip: expected a number or none, found nan"),
@@ -109,7 +128,7 @@ def test_left_out_fields_take_their_defaults():
             "experiment.optimizer: its kind is missing; choose from adamw, lion, adafactor, muon",
         ),
         (
-            {"model": {"positions": "learnt"}},
+            {"model": {"kind": "gpt", "positions": "learnt"}},
             "experiment.model.positions: expected 'learned' or 'sinusoidal' or 'rotary' or 'alibi' or "
             "'relative-bias' or none, found 'learnt'; did you mean 'learned'?",
         ),
