@@ -57,7 +57,7 @@ def test_lines_come_back_in_order_whatever_their_lengths():
     assert not any("\n" in candidate.text for candidate in together)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["lstm", pytest.param("transformer", marks=pytest.mark.slow)])
 def test_n_best_scores_are_those_of_forced_decoding(name):
     model, params = translator(name)
     source = encode(tokenizer(), ["b a c"])[0]
@@ -76,7 +76,7 @@ def test_n_best_scores_are_those_of_forced_decoding(name):
         np.testing.assert_allclose(total, wanted, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["lstm", pytest.param("transformer", marks=pytest.mark.slow)])
 def test_scoring_pairs_is_the_teacher_forced_probability(name):
     model, params = translator(name)
     pairs = [("b a", "a b c a"), ("c", ""), ("a b a b", "b")]

@@ -37,7 +37,14 @@ ATTENTIONS = {
 }
 
 
-@pytest.mark.parametrize("name", ATTENTIONS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "none",
+        "additive",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("coverage", "dot", "general", "concat")),
+    ],
+)
 def test_a_token_at_a_time_with_shared_memories_equals_all_at_once(name):
     feeding = name != "dot"
     model = dataclasses.replace(

@@ -90,18 +90,21 @@ def test_the_published_model_is_that_of_pytorch():
     np.testing.assert_allclose(full(MODEL), wanted, atol=2e-4, rtol=2e-4)
 
 
+MODERN = dataclasses.replace(
+    MODEL, placement="pre", norm="rms", positions=Rotary(), kv_heads=1, feed_forward="swiglu",
+    bias=False, tied_head=False, decoder_layers=1, depth="unroll",
+)  # fmt: skip
+WINDOW = dataclasses.replace(MODEL, positions=Learned(), attention=SlidingWindow(window=2), context=6)
+
+
 @pytest.mark.parametrize(
     "model",
     [
-        MODEL,
-        dataclasses.replace(
-            MODEL, placement="pre", norm="rms", positions=Rotary(), kv_heads=1, feed_forward="swiglu",
-            bias=False, tied_head=False, decoder_layers=1, depth="unroll",
-        ),
-        dataclasses.replace(MODEL, positions=Learned(), attention=SlidingWindow(window=2), context=6),
+        pytest.param(MODEL, id="published"),
+        pytest.param(MODERN, id="modern", marks=pytest.mark.slow),
+        pytest.param(WINDOW, id="window", marks=pytest.mark.slow),
     ],
-    ids=["published", "modern", "window"],
-)  # fmt: skip
+)
 def test_a_token_at_a_time_with_shared_memories_equals_all_at_once(model):
     params, decoder = parameters(model), model.decoder()
     # Three rows for each source: they say different things and read one memory.
