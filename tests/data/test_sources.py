@@ -8,7 +8,8 @@ import lzma
 import pytest
 
 from research.data.files import TextFiles
-from research.data.standard_library import StandardLibrary, _prose
+from research.data.prose import PythonProse, comments, docstrings, without_markup
+from research.data.standard_library import StandardLibrary
 from research.errors import UserError
 
 
@@ -103,5 +104,29 @@ def test_standard_library_leaves_out_undecodable_files(tmp_path):
 
 
 def test_prose_of_topics():
-    assert _prose("# made\ntopics = {'a': 'x\\n' 'y', 'b': '''z'''}") == "x\ny\nz"
-    assert _prose("x = 1") == "x = 1"
+    source = "# made\ntopics = {'a': 'x\\n' 'y', 'b': '''z'''}"
+    assert StandardLibrary.topics(source) == ["x\ny", "z"]
+    assert StandardLibrary.topics("x = 1") == ["x = 1"]
+
+
+def test_prose_is_docstrings_and_comments_that_read_as_sentences(tmp_path):
+    source = '''"""About a module."""
+# This is a comment
+# over two lines.
+x = 1  # not on a line of its own.
+# y = switched(off)
+def f():
+    """Does a thing."""
+'''
+    assert docstrings(source) == ["About a module.", "Does a thing."]
+    assert comments(source) == ["This is a comment\nover two lines."]
+    assert without_markup("<p>It <b>is</b> &lt;so&gt;.</p>") == "It is <so>."
+    (tmp_path / "m.py").write_text(source)
+    (tmp_path / "empty.py").write_text("x = 1")
+    (tmp_path / "broken.py").write_text("def")
+    (tmp_path / "LICENSE.txt").write_text("Free.")
+    found = {document["path"]: document["text"] for document in PythonProse(root=tmp_path).documents()}
+    assert found == {
+        "m.py": "About a module.\n\nDoes a thing.\n\nThis is a comment\nover two lines.",
+        "LICENSE.txt": "Free.",
+    }
