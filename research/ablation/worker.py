@@ -20,8 +20,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-POINT, RUN, RESULT, LOG = "point.json", "run", "result.json", "log.txt"
-"""Files of a point's directory."""
+POINT, RUN, RESULT, LOG, PEAK = "point.json", "run", "result.json", "log.txt", "peak_memory"
+"""Files of a point's directory; the last holds the most bytes that any session had in use."""
 
 
 def main(arguments: list[str]) -> int:
@@ -57,8 +57,14 @@ def run(directory: Path, task: dict[str, Any]) -> dict[str, Any]:
     from research.training.trained import load
 
     experiment = from_json(task["experiment"])
-    result = train(experiment, directory / RUN, report=lambda line: print(line, file=sys.stderr, flush=True))
-    peak = _peak_memory()
+    # A session that only goes on from the last step needs little: what counts is the most of all sessions.
+    before = directory / PEAK
+    peak = int(before.read_text(encoding="utf-8")) if before.exists() else 0
+    try:
+        result = train(experiment, directory / RUN, report=_say)
+    finally:
+        peak = max(peak, _peak_memory())
+        before.write_text(str(peak), encoding="utf-8")
     trained = load(directory / RUN, "newest")
     rates = [row["tokens_per_second"] for row in trained.directory.rows() if "tokens_per_second" in row]
     shapes = {name: shape for name, (shape, _) in experiment.data.shapes().items()}
@@ -77,6 +83,10 @@ def run(directory: Path, task: dict[str, Any]) -> dict[str, Any]:
         "state_bytes": state_bytes(experiment.model, task["contexts"]),
         "decode_seconds": decode_seconds(experiment.model, trained.params, task["contexts"]),
     }
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _peak_memory() -> int:
