@@ -64,11 +64,13 @@ class Sample:
 
 def evaluate(target: str, options: Evaluate, overrides: Mapping[str, str]) -> None:
     """Prints how well a run predicts text, or translates."""
+    from research.data.text import TextData
     from research.inference.beam import Beam
     from research.objectives.masked_lm import MaskedLM
     from research.objectives.recall import Recall
     from research.objectives.translation import Translation
     from research.training import language_model
+    from research.training.description import kind
     from research.training.overrides import override
     from research.training.trained import load
 
@@ -89,6 +91,10 @@ def evaluate(target: str, options: Evaluate, overrides: Mapping[str, str]) -> No
         masked_language_models.evaluate(trained, overrides, as_json=options.json)
         return
     data = override(trained.experiment, overrides).data
+    if not isinstance(data, TextData):
+        raise UserError(
+            f"evaluate: {target} learned from {kind(type(data))!r}, which it is measured on as it trains"
+        )
     whole = "data.path" in overrides and "data.split" not in overrides
     found = language_model.evaluate(trained, data, whole=whole, report=message)
     if options.json:
@@ -121,6 +127,7 @@ def _evaluate_recall(trained: Trained, overrides: Mapping[str, str], *, as_json:
 def sample(target: str, options: Sample, overrides: Mapping[str, str]) -> None:
     """Prints text drawn from a run."""
     from research.inference.sampling import Decoding
+    from research.models.gpt import GPT
     from research.objectives.causal_lm import CausalLM
     from research.training.description import kind
     from research.training.language_model import continuations
@@ -132,13 +139,13 @@ def sample(target: str, options: Sample, overrides: Mapping[str, str]) -> None:
         raise UserError(f"--seed {options.seed}: between 0 and {2**32 - 1}")
     how = Decoding(options.temperature, options.top_k, options.top_p, options.min_p)
     trained = load(target, options.checkpoint)
-    learned = trained.experiment.objective
-    if not isinstance(learned, CausalLM):
+    model, learned = trained.experiment.model, trained.experiment.objective
+    if not isinstance(learned, CausalLM) or not isinstance(model, GPT):
         raise UserError(
             f"sample needs a run of objective 'causal-lm'; {target} learned {kind(type(learned))!r}"
         )
     texts = continuations(
-        trained.experiment.model,
+        model,
         trained.params,
         trained.tokenizer,
         [options.prompt] * options.count,

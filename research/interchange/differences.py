@@ -40,7 +40,7 @@ def differences(one: Trained, other: Trained) -> dict[str, Any]:
         if np.array_equal(first, second):
             same += 1
         else:
-            norms[path] = float(np.linalg.norm(first - second) / max(np.linalg.norm(first), 1e-30))
+            norms[path] = float(np.linalg.norm(first - second)) / max(float(np.linalg.norm(first)), 1e-30)
     runs = [{"run": str(run.directory.path), "step": run.step} for run in (one, other)]
     return {"runs": runs, "description": description, "shapes": shapes, "weights": norms, "same": same}
 

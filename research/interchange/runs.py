@@ -17,6 +17,7 @@ from research.errors import UserError
 from research.interchange import families
 from research.interchange.layouts import Slot, slots
 from research.interchange.tensors import Tensors, matching, write
+from research.models.gpt import GPT
 from research.training.checkpoint import Checkpoints
 from research.training.description import to_json
 from research.training.experiment import Checkpointing, Experiment
@@ -139,6 +140,7 @@ def export_run(
     """
     model = trained.experiment.model
     family, config = families.of_model(model)
+    assert isinstance(model, GPT)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is there already; choose a directory that is empty or new")
     origin = trained.directory.path / ORIGIN

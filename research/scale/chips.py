@@ -102,8 +102,10 @@ def topology(name: str, slices: int = 1) -> Topology:
     """
     match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", name)
     if not match or match[1] not in CHIPS:
-        chip = name.partition(":")[0]
-        hint = nearest(chip, CHIPS) if chip not in CHIPS else "; give it as CHIP:AxB, or AxBxC for v4 and v5p"
+        asked = name.partition(":")[0]
+        hint = (
+            nearest(asked, CHIPS) if asked not in CHIPS else "; give it as CHIP:AxB, or AxBxC for v4 and v5p"
+        )
         raise UserError(f"topology {name!r} is unknown{hint}")
     chip = CHIPS[match[1]]
     if match[2].count("x") + 1 != chip.dimensions:
@@ -128,7 +130,7 @@ def topology(name: str, slices: int = 1) -> Topology:
                 'planning for TPUs needs their compiler, the package libtpu: pip install -e ".[tpu]"'
             ) from error
         raise UserError(f"topology {name!r}: {' '.join(str(error).split())[:200]}") from error
-    devices = sorted(found.devices, key=lambda device: (slice_of(device), device.id))
+    devices: list[Any] = sorted(found.devices, key=lambda device: (slice_of(device), device.id))
     return Topology(name, chip, slices, devices)
 
 

@@ -30,6 +30,8 @@ def conclude(
     report: Callable[[str], None],
 ) -> Conclusion:
     """Measures baselines and draws samples, as far as the experiment asks for them."""
+    model, data = experiment.model, experiment.data
+    assert isinstance(model, GPT) and isinstance(data, TextData)  # as validity has checked
     values: dict[str, Any] = {}
     lines: list[str] = []
     if experiment.baselines:
@@ -48,10 +50,10 @@ def conclude(
     if experiment.samples:
         report(f"drawing {experiment.samples} samples")
         prompts = [""] * experiment.samples
-        samples = continuations(experiment.model, params, prepared.tokenizer, prompts, seed=experiment.seed)
+        samples = continuations(model, params, prepared.tokenizer, prompts, seed=experiment.seed)
         values["samples"] = samples
         parsed = ""
-        if experiment.data.source == "standard-library":
+        if data.source == "standard-library":
             values["python"] = sum(map(is_python, samples))
             parsed = f"; {values['python']} of {len(samples)} parse as Python"
         lines.append(f"sample (1 of {len(samples)}{parsed}):\n\n{samples[0]}\n")

@@ -13,6 +13,7 @@ from research.errors import UserError
 from research.scale.chips import Topology, slice_of
 from research.scale.collectives import Collective, collectives
 from research.training.experiment import Experiment
+from research.training.overrides import override
 from research.training.program import Functions, functions
 from research.training.summary import shard_bytes, sharding_table, size, table
 from research.training.validity import validate
@@ -157,8 +158,8 @@ def search(experiment: Experiment, topology: Topology, report: Callable[[str], N
         variant = dataclasses.replace(
             experiment,
             accumulate=accumulate,
-            sharding=dataclasses.replace(experiment.sharding, strategy=strategy),
-            model=dataclasses.replace(experiment.model, remat=remat),  # type: ignore[call-arg]
+            sharding=override(experiment.sharding, {"strategy": strategy}),
+            model=override(experiment.model, {"remat": remat}),
         )
         try:
             found = plan(variant, topology)
@@ -232,8 +233,8 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
     )
     yield ""
     yield "sharding of the parameters"
-    rows = [("path", "shape", "spec", "bytes per device")]
-    rows += [
+    parameters = [("path", "shape", "spec", "bytes per device")]
+    parameters += [
         (
             row["path"],
             " x ".join(map(str, row["shape"])),
@@ -242,4 +243,4 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
         )
         for row in found["sharding"]
     ]
-    yield from table(rows)
+    yield from table(parameters)

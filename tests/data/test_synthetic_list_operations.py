@@ -59,7 +59,7 @@ def test_trees_are_as_deep_and_wide_as_allowed_and_no_more():
 
 
 def test_the_distribution_is_that_of_long_range_arena():
-    """20,000 rows of its generator: 17.0 % zeros, 16.7 % nines, 36.3 % by the root alone, mean length 1039."""
+    """20,000 rows of its generator: 17.0 % zeros, 16.7 % nines, 36.3 % by the root, mean length 1039."""
     found = list(itertools.islice(ListOperations().expressions(), 600))
     values = np.array([expression.value for expression in found])
     assert (values == 0).mean() == pytest.approx(0.170, abs=0.04)
