@@ -57,7 +57,7 @@ def train(target: str, options: Train, overrides: Mapping[str, str]) -> None:
         print(json.dumps(result.to_json()))
         return
     metrics = (f"{name.removeprefix('valid/')} {value:.4f}" for name, value in result.validation.items())
-    print(f"validation after {result.step} steps: {', '.join(metrics)}")
+    print(f"validation after {result.step} steps: {', '.join(metrics).replace('_', ' ')}")
     for line in result.conclusion.lines:
         print(line)
     print(f"run directory: {directory}")
