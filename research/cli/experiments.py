@@ -47,7 +47,7 @@ def train(target: str, options: Train, overrides: Mapping[str, str]) -> None:
     from research.scale.host_memory import keep_freed_memory
 
     keep_freed_memory()
-    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(format="%(message)s", stream=sys.stderr, force=True)
     logging.getLogger("research").setLevel(logging.INFO)
 
     from research.training.session import run
