@@ -392,10 +392,11 @@ def _disk_error(error: BaseException) -> str | None:
 def _silence() -> None:
     """Keeps errors that Orbax raises from being printed as well: the user gets one line.
 
-    It logs their tracebacks; and when one array of several cannot be written, TensorStore's threads report
-    the others to an event loop that has been closed, which Python prints as unraisable.
+    It logs their tracebacks; and when one array of several cannot be written, nobody asks for the errors of
+    the others: asyncio logs them, or, when its event loop has been closed, Python prints them as unraisable.
     """
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    for logger in ("absl", "asyncio"):
+        logging.getLogger(logger).setLevel(logging.CRITICAL)
     hook = sys.unraisablehook
 
     def quiet(unraisable: Any) -> None:

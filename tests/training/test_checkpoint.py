@@ -1,5 +1,7 @@
 """Checkpoints: what is kept, what is noticed, what survives a full disk."""
 
+import asyncio
+import gc
 import shutil
 from pathlib import Path
 
@@ -194,6 +196,21 @@ def test_an_unfinished_save_is_cleared_away(copy):
     shutil.copytree(copy / "checkpoints" / "10", copy / "checkpoints" / "15.orbax-checkpoint-tmp")
     run(copy, build(), experiment(20))
     assert [path.name for path in sorted((copy / "checkpoints").iterdir())] == ["15", "20"]
+
+
+def test_background_errors_that_nobody_asks_for_are_not_printed(finished, caplog):
+    async def fail():
+        raise ValueError("no space for the second array")
+
+    async def save():
+        task = asyncio.create_task(fail())
+        await asyncio.sleep(0)
+        del task
+
+    checkpoint.restore(run_directory.open_run(finished[0]), build().abstract_state, 10)  # calls Orbax
+    asyncio.run(save())
+    gc.collect()
+    assert not caplog.records
 
 
 @pytest.mark.slow
