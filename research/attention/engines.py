@@ -110,12 +110,12 @@ LARGE = 2**30
 def flash_pays(request: Request) -> bool:
     """Returns whether "auto" takes flash rather than the reference engine, by measurement.
 
-    On one CPU: from 256 x 256 pairs on (experiments/benchmarks/attention.py; at 64 x 64 recomputing the
-    scores costs more than the skipped blocks save). On an accelerator, or over several devices: for memory
+    On one CPU: above 256 x 256 pairs (experiments/benchmarks/attention.py; up to there recomputing the scores
+    costs more than the skipped blocks save). On an accelerator, or over several devices: for memory
     only, a pure-JAX softmax by tiles being slower than the plain one there.
     """
     if request.backend == "cpu" and request.devices == 1:
-        return request.q_len * request.kv_len >= 2**16 and request.q_len > 1
+        return request.q_len * request.kv_len > 2**16 and request.q_len > 1
     return 4 * request.batch * request.heads * request.q_len * request.kv_len > LARGE
 
 

@@ -19,10 +19,14 @@ from research.attention.softmax import FLOOR, MASKED
 
 UNROLLED = 8
 """Tiles that are written out one by one, at most; more of them become loops."""
-CACHED = 2**19
+CACHED = 2**21
 """Bytes of a tile's scores on a CPU."""
+SHARED = 512
+"""Size of blocks from which on XLA computes a tile on more than one core of a CPU."""
+ALONE = 1.5
+"""How much narrower blocks cost for that."""
 NARROW = 16
-"""How much narrow blocks cost: the time of a pair of tokens is taken as 1 + NARROW / size."""
+"""How much narrow blocks cost besides: the time of a pair of tokens is taken as 1 + NARROW / size."""
 _Carry = TypeVar("_Carry")
 
 
@@ -47,8 +51,8 @@ def tiling_of(
 ) -> Tiling:
     """Returns how to cut the work of a call.
 
-    On one CPU a tile of all its rows and heads stays in the second-level cache, and narrower blocks are taken
-    where the mask leaves enough of them empty. Elsewhere (``cpu`` is False: an accelerator, or several
+    On one CPU a tile of all its rows and heads stays in the caches, and narrower blocks are taken where the
+    mask leaves enough of them empty. Elsewhere (``cpu`` is False: an accelerator, or several
     devices) a tile spans all rows and heads, which the compiler may then have split over devices, and nothing
     is looked up in the tokens.
     """
@@ -58,9 +62,10 @@ def tiling_of(
     def cost(size: int) -> float:
         q_block, kv_block = min(size, q_len), min(size, kv_len)
         visited = int((block_map(mask, q_len, kv_len, q_block, kv_block) != EMPTY).sum())
-        return visited * q_block * kv_block * (1 + NARROW / size)
+        alone = 1.0 if size >= SHARED else ALONE
+        return visited * q_block * kv_block * (1 + NARROW / size) * alone
 
-    size = min((256, 128, 64), key=cost) if max(q_len, kv_len) > 64 else 64
+    size = min((512, 256, 128, 64), key=cost) if max(q_len, kv_len) > 64 else 64
     q_block, kv_block = min(size, q_len), min(size, kv_len)
     room = max(1, CACHED // (4 * q_block * kv_block * (heads // kv_heads)))
     tile_heads = max(n for n in range(1, kv_heads + 1) if kv_heads % n == 0 and n <= room)

@@ -105,7 +105,7 @@ def test_what_splash_lacks_is_named_and_auto_falls_back(need):
 
 
 def test_auto_takes_flash_where_it_pays():
-    on_cpu = dataclasses.replace(SERVED, backend="cpu", dtype="float32")
+    on_cpu = dataclasses.replace(SERVED, backend="cpu", dtype="float32", q_len=512, kv_len=512)
     assert choose("auto", on_cpu) == "flash"
     assert choose("auto", dataclasses.replace(on_cpu, q_len=64, kv_len=64)) == "reference"
     decoding = dataclasses.replace(on_cpu, q_len=1, kv_len=2**17)

@@ -229,8 +229,8 @@ def test_saved_output_spares_the_forward_pass():
 
 def test_tiles_fit_the_cache_and_follow_the_mask():
     causal = tiling_of(Causal(), 8, 2048, 2048, 16, 4, cpu=True)
-    assert causal.q_block == 256 and 8 % causal.rows == 0 and 4 % causal.heads == 0
+    assert causal.q_block == 512 and 8 % causal.rows == 0 and 4 % causal.heads == 0
     narrow = tiling_of(Causal() & Window(63), 8, 2048, 2048, 4, 4, cpu=True)
     assert narrow.q_block < causal.q_block
-    assert tiling_of(Everything(), 48, 64, 64, 4, 4, cpu=True) == Tiling(64, 64, 8, 4)
+    assert tiling_of(Everything(), 48, 64, 64, 4, 4, cpu=True) == Tiling(64, 64, 24, 4)
     assert tiling_of(Everything(), 48, 4096, 64, 4, 4, cpu=False) == Tiling(512, 64, 48, 4, dynamic=False)
