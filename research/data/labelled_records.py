@@ -68,13 +68,13 @@ def read_file(path: str, fields: Fields, split: str | None, *, tags: bool) -> It
             f"{path}: words and their tags are read from .jsonl, not from {file.suffix or path!r}"
         )
     try:
-        with open(file, encoding="utf-8", newline="") as stream:
+        with open(file, encoding="utf-8-sig", newline="") as stream:  # spreadsheets put a mark before it
             for number, record in _records(file, stream):
                 where = f"{file}, line {number}"
                 if fields.split is not None and _field(record, fields.split, where) != split:
                     continue
                 yield _example(record, fields, where, tags=tags)
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
 
 
