@@ -126,6 +126,14 @@ def test_multi30k_from_a_directory(tmp_path):
     assert len(list(text.pairs("train"))) == 5
 
 
+def test_multi30k_whose_files_differ_in_length_is_refused(tmp_path):
+    for stem in ("train", "val", "test_2016_flickr", "test_2017_flickr", "test_2017_mscoco"):
+        for language in ("en", "de"):
+            (tmp_path / f"{stem}.{language}").write_text("a line\n" * (3 if language == "en" else 2))
+    with pytest.raises(UserError, match=r"train.en has 3 lines and .*train.de 2: line n of one must be"):
+        list(Bitext(directory=str(tmp_path)).open().pairs("train"))
+
+
 @pytest.mark.skipif("HEADWAY_DATA" not in os.environ, reason="HEADWAY_DATA names no data")
 def test_multi30k_itself():
     directory = Path(os.environ["HEADWAY_DATA"]) / "multi30k"
