@@ -47,8 +47,10 @@ class PackedRows:
 
     @classmethod
     def of(cls, text: Sentences, tokenizer: MaskingTokenizer, length: int) -> PackedRows:
-        """Packs documents into rows of ``length``."""
+        """Packs documents into rows of ``length``; UserError if there is no text."""
         pieces = np.array(list(text.pieces(length - 2, tokenizer.continues)), np.int64)
+        if not len(pieces):
+            raise UserError("there is no text: nothing but white space")
         sizes = pieces[:, 1] - pieces[:, 0] + 2
         rows = pack(sizes, length)
         tokens = np.full((len(rows), length), tokenizer.padding, text.tokens.dtype)
