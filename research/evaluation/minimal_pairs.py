@@ -18,6 +18,8 @@ _TOKENS = 1 << 13
 """Tokens scored at once."""
 _OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
 _FIELDS = ("sentence_good", "sentence_bad", "UID", "linguistics_term")
+_SUMMARY = "models_summary.jsonl"
+"""BLiMP's file of published accuracies; it may lie beside the pairs."""
 
 Score = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 """tokens [rows, width], lengths [rows], place [rows] -> log-probability [rows], float32, jitted. For a masked
@@ -38,17 +40,22 @@ class Pair:
 
 
 def read_pairs(path: str | Path) -> list[Pair]:
-    """Returns the pairs of a file of JSON lines (plain, .gz or .xz), or of all such files in a directory.
+    """Returns the pairs of a file of JSON lines (plain, .gz or .xz), or of all .jsonl files in a directory.
 
     Raises:
-      UserError: no such file, or one that cannot be read; a line that is not JSON or lacks a field. The
-        message names file, line and field.
+      UserError: no such file, or one that cannot be read; a line that is not JSON or lacks a field; no pairs.
+        The message names file, line and field.
     """
     path = Path(path).expanduser()
-    files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+    files = [path]
+    if path.is_dir():
+        files = sorted(file for file in path.glob("*.jsonl") if file.name != _SUMMARY)
     if not files or not all(file.is_file() for file in files):
         raise UserError(f"no file of minimal pairs at {path} (--data.path): JSON lines, plain, .gz or .xz")
-    return [pair for file in files for pair in _read(file)]
+    pairs = [pair for file in files for pair in _read(file)]
+    if not pairs:
+        raise UserError(f"{path} is empty: there are no minimal pairs in it (--data.path)")
+    return pairs
 
 
 def _read(file: Path) -> Iterator[Pair]:
@@ -157,7 +164,7 @@ def published(path: str | Path, pairs: Iterable[Pair]) -> dict[str, dict[str, fl
     They are read from BLiMP's ``models_summary.jsonl`` beside the pairs: one line per paradigm.
     """
     path = Path(path).expanduser()
-    file = (path if path.is_dir() else path.parent) / "models_summary.jsonl"
+    file = (path if path.is_dir() else path.parent) / _SUMMARY
     if not file.is_file():
         return {}
     about = {pair.paradigm: pair.phenomenon for pair in pairs}
