@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from research.data.files import record_of
 from research.errors import UserError, nearest
 
 GLUE: dict[str, tuple[str, str | None]] = {
@@ -82,15 +82,8 @@ def _records(file: Path, stream: Any) -> Iterator[tuple[int, Mapping[str, Any]]]
     """Yields (line, record)."""
     if file.suffix == ".jsonl":
         for number, line in enumerate(stream, start=1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{file}, line {number}: not JSON ({error.msg})") from None
-            if not isinstance(record, dict):
-                raise UserError(f"{file}, line {number}: a {type(record).__name__}, not a JSON object")
-            yield number, record
+            if line.strip():
+                yield number, record_of(line, f"{file}, line {number}")
         return
     if file.suffix not in (".csv", ".tsv"):
         raise UserError(f"{file}: labelled text is read from .csv, .tsv (both with a header) or .jsonl")

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import gzip
-import json
 import lzma
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from research.data.files import OPENERS, record_of
 from research.errors import UserError, nearest
 
 _TOKENS = 1 << 13
 """Tokens scored at once."""
-_OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
 _FIELDS = ("sentence_good", "sentence_bad", "UID", "linguistics_term")
 _SUMMARY = "models_summary.jsonl"
 """BLiMP's file of published accuracies; it may lie beside the pairs."""
@@ -60,7 +57,7 @@ def read_pairs(path: str | Path) -> list[Pair]:
 
 def _read(file: Path) -> Iterator[Pair]:
     try:
-        with _OPENERS.get(file.suffix, open)(file, "rt", encoding="utf-8") as stream:
+        with OPENERS.get(file.suffix, open)(file, "rt", encoding="utf-8") as stream:
             for number, line in enumerate(stream, start=1):
                 if line.strip():
                     yield _pair(line, f"{file}, line {number}")
@@ -69,12 +66,7 @@ def _read(file: Path) -> Iterator[Pair]:
 
 
 def _pair(line: str, where: str) -> Pair:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where}: not JSON ({error.msg} at column {error.colno})") from None
-    if not isinstance(record, dict):
-        raise UserError(f"{where}: a {type(record).__name__}, where a JSON object should be")
+    record = record_of(line, where)
     for field in _FIELDS:
         if field not in record:
             others = record.keys() - set(_FIELDS)
@@ -169,8 +161,8 @@ def published(path: str | Path, pairs: Iterable[Pair]) -> dict[str, dict[str, fl
         return {}
     about = {pair.paradigm: pair.phenomenon for pair in pairs}
     by_model: dict[str, dict[str, list[float]]] = {}
-    for line in file.read_text(encoding="utf-8").splitlines():
-        record = json.loads(line) if line.strip() else {}
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        record = record_of(line, f"{file}, line {number}") if line.strip() else {}
         if record.get("UID") not in about:
             continue
         for model, value in record.items():
