@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -198,15 +197,9 @@ class Bitext:
             tokenizer = Tokenizer.load(directory / Tokenizer.FILE)
         elif tokenizer is None:
             tokenizer = Tokenizer.load(self.tokenizer)
-        if tokenizer.vocabulary > vocabulary:
-            raise UserError(
-                f"the tokenizer has {tokenizer.vocabulary} tokens, the model's vocabulary only {vocabulary}; "
-                f"use --model.vocabulary {tokenizer.vocabulary} or more"
-            )
+        tokenizer.check_fits(vocabulary)
         made_by = tokenizer
-        key = content_hash(
-            "bitext", split, self.length, self.ratio, hashlib.sha256(made_by.to_json().encode()).hexdigest()
-        )
+        key = content_hash("bitext", split, self.length, self.ratio, tokenizer.digest())
         directory = build_once(
             cache_directory() / "tokens" / key, lambda d: self._tokenise(text, made_by, d, report)
         )

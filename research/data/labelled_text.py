@@ -206,7 +206,7 @@ class LabelledText:
 
     def load_tokenizer(self, directory: Path) -> MaskingTokenizer:
         """Returns the tokenizer that a run keeps in ``directory``."""
-        return MaskingTokenizer.load(directory / MaskingTokenizer.FILE)  # type: ignore[return-value]
+        return MaskingTokenizer.load(directory / MaskingTokenizer.FILE)
 
     def problems(self) -> Iterator[str]:
         """Yields what does not fit together, each as one clear sentence."""
@@ -297,7 +297,7 @@ class LabelledText:
             return MaskingTokenizer.train([" ".join(e.texts) for e in examples], vocabulary)
         if not Path(self.tokenizer).is_file():
             raise UserError(f"data.tokenizer {self.tokenizer!r} is no file and no kind of tokenizer")
-        return MaskingTokenizer.load(self.tokenizer)  # type: ignore[return-value]
+        return MaskingTokenizer.load(self.tokenizer)
 
     def _rows(
         self, examples: list[Example], tokenizer: MaskingTokenizer, names: tuple[str, ...]
