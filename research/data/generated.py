@@ -69,12 +69,9 @@ class PreparedTask:
 
     def train_batches(self, *, seed: int, process_index: int, process_count: int) -> Any:
         """Returns this process's share of endless batches, a Grain iterator."""
-        import grain
+        from research.data.packing import endless
 
-        part = self._part(process_index, process_count)
-        source = _Batches(self.train, seed, part)
-        options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-        return iter(grain.MapDataset.source(source).to_iter_dataset(options))
+        return endless(_Batches(self.train, seed, self._part(process_index, process_count)))
 
     def valid_batches(
         self, *, limit: int | None = None, process_index: int, process_count: int

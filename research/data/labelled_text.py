@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Int32, Int64
 
 from research.data.labelled_records import GLUE, Example, Fields, read_file, read_glue
-from research.data.packing import share_of_process
+from research.data.packing import endless, share_of_process
 from research.data.wordpiece import MaskingTokenizer
 from research.errors import UserError, nearest
 
@@ -137,9 +137,7 @@ class PreparedLabels:
     def train_batches(self, *, seed: int, process_index: int, process_count: int) -> Any:
         """Returns endless shuffled batches, a Grain iterator."""
         rows = share_of_process(self.data.batch, process_index, process_count)
-        source = LabelledSource(self.train, batch=self.data.batch, seed=seed, rows=rows)
-        options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-        return iter(grain.MapDataset.source(source).to_iter_dataset(options))
+        return endless(LabelledSource(self.train, batch=self.data.batch, seed=seed, rows=rows))
 
     def valid_batches(
         self, *, limit: int | None = None, process_index: int, process_count: int
