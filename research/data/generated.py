@@ -83,8 +83,7 @@ class PreparedTask:
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
         """Returns "loss" in nats per answer and "accuracy", the share of right answers."""
-        weight = sums["weight"]
-        return {"loss": sums["loss"] / weight, "accuracy": sums["correct"] / weight}
+        return {name: sums[name] / sums["weight"] for name in ("loss", "accuracy")}
 
     def _part(self, process_index: int, process_count: int) -> slice:
         from research.data.packing import share_of_process
