@@ -201,11 +201,9 @@ def turned(
     return tuple(rotary(x, jnp.asarray(places), positions) for x in arrays)
 
 
-def scale(positions: Positions | None, channels: int) -> float | None:
-    """Returns the factor on the scores where positions change it; None: the usual one."""
-    if not isinstance(positions, Rotary) or positions.temperature == 1.0:
-        return None
-    return positions.temperature * channels**-0.5
+def scale(positions: Positions | None, channels: int) -> float:
+    """Returns the factor on the scores of queries and keys of so many channels."""
+    return channels**-0.5 * (positions.temperature if isinstance(positions, Rotary) else 1.0)
 
 
 def position_bias(module: nn.Module, spec: AttentionSpec) -> Bias | None:
