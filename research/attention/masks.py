@@ -60,6 +60,11 @@ class Tokens:
         return real if self.segments is None else real & (self.segments != 0)
 
 
+def positions_of(tokens: Tokens | None, length: int) -> Int[Array, "#batch length"]:
+    """Returns the positions of tokens, as JAX's array; None: 0, 1, 2 …"""
+    return jnp.asarray((Tokens.arange(length) if tokens is None else tokens).positions)
+
+
 @dataclasses.dataclass(frozen=True)
 class Documents:
     """What is known of the segments of whole blocks of tokens."""

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, Key
 from research.attention.catalogue import Attention
 from research.attention.dropout import dropout
 from research.attention.engines import EngineName
-from research.attention.masks import Tokens
+from research.attention.masks import Tokens, positions_of
 from research.attention.mechanisms import Geometry, Softmax
 from research.attention.positions import Learned, Positions
 from research.models.stacks import (
@@ -222,7 +222,7 @@ class BERTModule(nn.Module):
     ) -> Float[Array, "batch length width"]:
         """Returns what the encoder makes of each token; arguments as for the call."""
         input_key, stack_key = (None, None) if key is None else jax.random.split(key)
-        positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None] if place is None else place.positions
+        positions = positions_of(place, tokens.shape[1])
         x = self.token_embedding(tokens, jnp.dtype(self.bert.dtype))
         x = self.input(x, positions, types, input_key)
         x, _ = self.stack(x, Context(place), None, stack_key)

@@ -16,7 +16,7 @@ from research.attention.cache import Slots
 from research.attention.catalogue import Attention
 from research.attention.dropout import dropout
 from research.attention.engines import EngineName
-from research.attention.masks import Tokens
+from research.attention.masks import Tokens, positions_of
 from research.attention.mechanisms import Geometry, Softmax
 from research.attention.positions import Learned, Positions
 from research.models.stacks import (
@@ -170,7 +170,7 @@ class GPTModule(nn.Module):
         dtype = jnp.dtype(gpt.dtype)
         embedding = Embedding(gpt.vocabulary, gpt.width, name="token_embedding")
         x = embedding(tokens, dtype)
-        positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None] if place is None else place.positions
+        positions = positions_of(place, tokens.shape[1])
         x = with_positions(x, positions, gpt.positions, gpt.context)
         embedding_key, stack_key = (None, None) if key is None else jax.random.split(key)
         x = placed(dropout(x, gpt.dropout, embedding_key))

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from research.attention import alignment_scores
 from research.attention.dropout import dropout
-from research.attention.masks import Tokens
+from research.attention.masks import Tokens, positions_of
 from research.modules.embedding import Embedding
 from research.modules.linear import Linear, linear
 from research.modules.lstm import LSTM, CellState, LSTMWeights, lstm_cell
@@ -239,7 +239,7 @@ class Seq2SeqModule(nn.Module):
         """
         model = self.model
         input_key, step_key, output_key = (None,) * 3 if key is None else tuple(jax.random.split(key, 3))
-        positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None] if place is None else place.positions
+        positions = positions_of(place, tokens.shape[1])
         positions = jnp.broadcast_to(positions, tokens.shape)
         x = dropout(self._embed(tokens), model.dropout, input_key)
         dtype = x.dtype

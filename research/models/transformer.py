@@ -16,7 +16,7 @@ from research.attention.cache import Slots
 from research.attention.catalogue import Attention
 from research.attention.dropout import dropout
 from research.attention.engines import EngineName
-from research.attention.masks import Tokens
+from research.attention.masks import Tokens, positions_of
 from research.attention.mechanisms import Geometry, Softmax
 from research.attention.positions import Positions, Sinusoidal
 from research.models.stacks import (
@@ -170,13 +170,10 @@ class _Input(nn.Module):
         place: Tokens | None,
         key: Key[Array, ""] | None,
     ) -> Float[Array, "batch length width"]:
-        positions = (
-            jnp.arange(x.shape[1], dtype=jnp.int32)[None] if place is None else jnp.asarray(place.positions)
-        )
         # Scaled up (Vaswani et al., 2017, section 3.4): the table is small, as an output projection must be.
         x = with_positions(
-            x * jnp.asarray(math.sqrt(self.model.width), x.dtype), positions, self.model.positions,
-            self.model.context,
+            x * jnp.asarray(math.sqrt(self.model.width), x.dtype), positions_of(place, x.shape[1]),
+            self.model.positions, self.model.context,
         )  # fmt: skip
         return placed(dropout(x, self.model.dropout, key))
 
@@ -258,10 +255,7 @@ class TransformerModule(nn.Module):
         x = self.decoder_input(x, place, input_key)
         layers, slots = None, None
         if cache is not None:
-            positions = (
-                jnp.arange(tokens.shape[1], dtype=jnp.int32)[None] if place is None else place.positions
-            )
-            layers, slots = cache[0], cache[1].write(jnp.asarray(positions))
+            layers, slots = cache[0], cache[1].write(positions_of(place, tokens.shape[1]))
         x, layers = self.decoder(x, Context(place, *memory, slots), layers, stack_key)
         x = placed(self.decoder_norm(x) if self.model.placement == "pre" else x)
         tied = self.model.tied_head
