@@ -19,6 +19,7 @@ from research.attention.engines import EngineName
 from research.attention.masks import Tokens, positions_of
 from research.attention.mechanisms import Softmax
 from research.attention.positions import Positions, Sinusoidal
+from research.models.encoder_decoder import EncoderDecoder, ModelDecoder
 from research.models.stacks import (
     Stacked,
     attention_problems,
@@ -168,7 +169,7 @@ class _Input(nn.Module):
         return placed(dropout(x, self.model.dropout, key))
 
 
-class TransformerModule(nn.Module):
+class TransformerModule(EncoderDecoder):
     """The network a ``Transformer`` describes."""
 
     model: Transformer
@@ -185,29 +186,6 @@ class TransformerModule(nn.Module):
             self.decoder_norm = Norm(model.norm, model.bias)
         if not model.tied_head:
             self.head = Linear((model.width,), (model.vocabulary,), False, model.width**-0.5)
-
-    def __call__(
-        self,
-        source: Int[Array, "batch source_length"],
-        tokens: Int[Array, "batch length"],
-        source_place: Tokens | None = None,
-        place: Tokens | None = None,
-        *,
-        key: Key[Array, ""] | None = None,
-    ) -> Float[Array, "batch length vocabulary"]:
-        """Returns the logits, float32, of the token after each of ``tokens``, given the whole source.
-
-        Args:
-          source: source tokens.
-          tokens: target tokens, the first of them the one that every target begins with.
-          source_place: positions and segments of the source; None: 0, 1, 2 … and no padding.
-          place: those of the target.
-          key: key of the dropout; None: no dropout.
-        """
-        encoder_key, decoder_key = (None, None) if key is None else jax.random.split(key)
-        memory = self.encode(source, source_place, key=encoder_key)
-        logits, _ = self.decode(tokens, memory, place, key=decoder_key)
-        return logits
 
     def encode(
         self,
@@ -254,26 +232,14 @@ class TransformerModule(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class TransformerDecoder:
+class TransformerDecoder(ModelDecoder):
     """A Transformer as decoding drives it (see `research.inference.beam.Decoder`)."""
 
     model: Transformer
 
-    def encode(self, params: Any, source: Int[Array, "batch source_length"], place: Tokens) -> Memory:
-        """Returns the memory of the sources."""
-        return self.model.build().apply({"params": params}, source, place, method="encode")  # type: ignore[return-value]
-
     def empty_cache(self, batch: int, slots: int) -> Cache:
         """Returns the decoding state before the first token."""
         return self.model.empty_cache(batch, slots)
-
-    def step(
-        self, params: Any, tokens: Int[Array, "rows 1"], memory: Memory, place: Tokens, cache: Cache
-    ) -> tuple[Float[Array, "rows vocabulary"], Cache]:
-        """Returns the logits of the next token and the state with these tokens."""
-        apply: Any = self.model.build().apply
-        logits, cache = apply({"params": params}, tokens, memory, place, cache=cache, method="decode")
-        return logits[:, -1], cache
 
     def take_rows(self, cache: Cache, rows: Int[Array, " rows"]) -> Cache:
         """Returns the state of the given rows; what belongs to the memories stays where it is."""
