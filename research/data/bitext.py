@@ -141,6 +141,12 @@ class Bitext:
 
     def problems(self) -> Iterator[str]:
         """Yields what does not fit together, each as one clear sentence."""
+        for name in ("source", "target", "valid_source", "valid_target"):
+            if getattr(self, name) is not None and self.corpus not in ("files", "test"):
+                yield (
+                    f"data.{name} is for data.corpus 'files', not for {self.corpus!r}; "
+                    "add --data.corpus files"
+                )
         if self.rows_multiple * self.length > self.batch_tokens:
             yield (
                 f"data.batch_tokens {self.batch_tokens} has no room for {self.rows_multiple} pairs "

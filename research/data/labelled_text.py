@@ -211,6 +211,12 @@ class LabelledText:
         task = self.source.removeprefix("glue/")
         if self.source != "files" and (task == self.source or task not in GLUE):
             yield f"data.source {self.source!r} is unknown{nearest(task, ('files', *GLUE))}"
+        for name in ("path", "valid_path"):
+            if getattr(self, name) is not None and self.source != "files":
+                yield (
+                    f"data.{name} is for data.source 'files', not for {self.source!r}; "
+                    "add --data.source files"
+                )
         if self.task == "score" and self.classes != 1:
             yield f'data.task "score" needs data.classes 1, not {self.classes}'
         if self.task == "tags" and self.second is not None:

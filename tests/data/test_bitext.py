@@ -110,6 +110,8 @@ def test_bad_descriptions_are_one_line(fields, words):
 
 def test_problems_are_told():
     assert not list(Bitext().problems())
+    assert not list(Bitext(corpus="files", source="a", target="b").problems())
+    assert "add --data.corpus files" in next(Bitext(source="a", target="b").problems())
     assert "the least that has is 1024" in next(Bitext(batch_tokens=1000, length=128).problems())
 
 

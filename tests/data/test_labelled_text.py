@@ -150,3 +150,4 @@ def test_a_label_that_training_does_not_know_is_named_by_file_and_line(tmp_path)
     with pytest.raises(UserError, match=r"test.csv, line 4: field 'label' is 'lots', .* did you mean 'lost'"):
         LabelledText(path=path, valid_path=other, batch=2).prepare(vocabulary=120)
     assert "did you mean 'cola'" in next(LabelledText(source="glue/coal").problems())
+    assert "add --data.source files" in next(LabelledText(source="glue/cola", path=path).problems())
