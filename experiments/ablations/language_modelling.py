@@ -1,4 +1,4 @@
-"""Language modelling: GPT with every causal mechanism, on the quickstart's text or on yours.
+"""Language modelling: GPT with eighteen causal mechanisms, on the quickstart's text or on yours.
 
     headway ablate experiments/ablations/language_modelling.py
     headway ablate experiments/ablations/language_modelling.py --data.source files --data.path PROSE

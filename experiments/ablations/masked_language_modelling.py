@@ -1,4 +1,4 @@
-"""Masked language modelling: a small BERT with every mechanism that reads in both directions.
+"""Masked language modelling: a small BERT with mechanisms that read in both directions.
 
     headway ablate experiments/ablations/masked_language_modelling.py
 

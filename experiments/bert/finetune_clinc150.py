@@ -7,23 +7,20 @@ network of its own from scratch. With --data.train_fraction 0.1 a tenth of the l
 BERT-base, without out-of-scope requests as here: 96 to 97 % accuracy.
 """
 
+import dataclasses
+
+from finetune_banking77 import experiment as banking77
+
 from research.data.labelled_text import LabelledText
-from research.models.bert import BERT
-from research.models.classifier import Classifier
-from research.objectives.classification import Classification
 from research.training.experiment import Checkpointing, Evaluation, Experiment
-from research.training.optimizer import AdamW
-from research.training.schedule import Linear
 
 
 def experiment() -> Experiment:
-    return Experiment(
+    base = banking77()
+    return dataclasses.replace(
+        base,
         name="bert-clinc150",
-        model=Classifier(
-            bert=BERT(vocabulary=4096, context=128, layers=4, width=256, heads=4, depth="unroll"),
-            classes=150,
-            pooling="mean",
-        ),
+        model=dataclasses.replace(base.model, classes=150),
         data=LabelledText(
             text="text",
             label="intent",
@@ -33,9 +30,6 @@ def experiment() -> Experiment:
             length=48,
             batch=32,
         ),
-        objective=Classification(),
-        optimizer=AdamW(learning_rate=5e-4, beta2=0.98, weight_decay=0.01, layer_decay=0.9),
-        schedule=Linear(warmup=200),
         steps=4690,
         evaluation=Evaluation(every=469, patience=3),
         checkpointing=Checkpointing(every=469, keep_last=1),

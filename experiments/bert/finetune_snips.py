@@ -7,27 +7,21 @@ network of its own from scratch. With --data.train_fraction 0.1 a tenth of the l
 BERT-base on another split of the same texts: 98.6 % accuracy.
 """
 
+import dataclasses
+
+from finetune_banking77 import experiment as banking77
+
 from research.data.labelled_text import LabelledText
-from research.models.bert import BERT
-from research.models.classifier import Classifier
-from research.objectives.classification import Classification
 from research.training.experiment import Checkpointing, Evaluation, Experiment
-from research.training.optimizer import AdamW
-from research.training.schedule import Linear
 
 
 def experiment() -> Experiment:
-    return Experiment(
+    base = banking77()
+    return dataclasses.replace(
+        base,
         name="bert-snips",
-        model=Classifier(
-            bert=BERT(vocabulary=4096, context=128, layers=4, width=256, heads=4, depth="unroll"),
-            classes=7,
-            pooling="mean",
-        ),
+        model=dataclasses.replace(base.model, classes=7),
         data=LabelledText(text="text", label="intent", split_field="split", classes=7, length=48, batch=32),
-        objective=Classification(),
-        optimizer=AdamW(learning_rate=5e-4, beta2=0.98, weight_decay=0.01, layer_decay=0.9),
-        schedule=Linear(warmup=200),
         steps=2150,
         evaluation=Evaluation(every=430, patience=3),
         checkpointing=Checkpointing(every=430, keep_last=1),

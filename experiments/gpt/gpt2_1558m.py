@@ -9,24 +9,18 @@ files or JSONL by --data.path, or a TFDS data set by --data.source tfds:NAME. No
 divide over a tensor axis of 5 or 25.
 """
 
-from research.data.text import TextData
-from research.models.gpt import GPT
-from research.training.experiment import Checkpointing, Evaluation, Experiment
-from research.training.optimizer import AdamW
-from research.training.schedule import Cosine
+import dataclasses
+
+from gpt2_124m import experiment as gpt2_124m
+
+from research.training.experiment import Experiment
 
 
 def experiment() -> Experiment:
-    return Experiment(
+    base = gpt2_124m()
+    return dataclasses.replace(
+        base,
         name="gpt2-1558m",
-        model=GPT(
-            vocabulary=50304, context=1024, layers=48, width=1600, heads=25, dtype="bfloat16", remat="block"
-        ),
-        data=TextData(source="files", length=1024, batch=512, valid_fraction=0.0005),
-        optimizer=AdamW(learning_rate=2e-4, beta2=0.95),
-        schedule=Cosine(warmup=2000, final=0.1),
-        steps=600_000,
-        evaluation=Evaluation(every=2000, batches=64),
-        checkpointing=Checkpointing(every=2000, keep_last=2, keep_every=50_000),
-        log_every=50,
+        model=dataclasses.replace(base.model, layers=48, width=1600, heads=25, remat="block"),
+        optimizer=dataclasses.replace(base.optimizer, learning_rate=2e-4),
     )

@@ -8,24 +8,18 @@ micro-batches with --accumulate (the result is the same) or recompute with --mod
 files or JSONL by --data.path, or a TFDS data set by --data.source tfds:NAME. Not run by us.
 """
 
-from research.data.text import TextData
-from research.models.gpt import GPT
-from research.training.experiment import Checkpointing, Evaluation, Experiment
-from research.training.optimizer import AdamW
-from research.training.schedule import Cosine
+import dataclasses
+
+from gpt2_124m import experiment as gpt2_124m
+
+from research.training.experiment import Experiment
 
 
 def experiment() -> Experiment:
-    return Experiment(
+    base = gpt2_124m()
+    return dataclasses.replace(
+        base,
         name="gpt2-774m",
-        model=GPT(
-            vocabulary=50304, context=1024, layers=36, width=1280, heads=20, dtype="bfloat16", remat="dots"
-        ),
-        data=TextData(source="files", length=1024, batch=512, valid_fraction=0.0005),
-        optimizer=AdamW(learning_rate=2.5e-4, beta2=0.95),
-        schedule=Cosine(warmup=2000, final=0.1),
-        steps=600_000,
-        evaluation=Evaluation(every=2000, batches=64),
-        checkpointing=Checkpointing(every=2000, keep_last=2, keep_every=50_000),
-        log_every=50,
+        model=dataclasses.replace(base.model, layers=36, width=1280, heads=20, remat="dots"),
+        optimizer=dataclasses.replace(base.optimizer, learning_rate=2.5e-4),
     )

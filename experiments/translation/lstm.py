@@ -8,16 +8,18 @@ last state. Scores fall with the length of the source (evaluate prints them by l
 lstm_attention.py should not. Not measured by us yet.
 """
 
-from research.data.bitext import Bitext
+import dataclasses
+
+from lstm_attention import experiment as lstm_attention
+
 from research.models.seq2seq import Seq2Seq
-from research.objectives.translation import Translation
-from research.training.experiment import Checkpointing, Evaluation, Experiment
-from research.training.optimizer import AdamW
-from research.training.schedule import Linear
+from research.training.experiment import Experiment
 
 
 def experiment() -> Experiment:
-    return Experiment(
+    base = lstm_attention()
+    return dataclasses.replace(
+        base,
         name="lstm",
         model=Seq2Seq(
             vocabulary=10000,
@@ -29,12 +31,4 @@ def experiment() -> Experiment:
             input_feeding=False,
             dropout=0.3,
         ),
-        data=Bitext(corpus="multi30k", tokenised=True, batch_tokens=2048),
-        objective=Translation(label_smoothing=0.1),
-        optimizer=AdamW(learning_rate=2e-3, beta1=0.9, beta2=0.98, weight_decay=0.0),
-        schedule=Linear(warmup=500, final=0.02),
-        steps=8000,
-        evaluation=Evaluation(every=250),
-        checkpointing=Checkpointing(every=250, keep_last=5),
-        samples=3,
     )

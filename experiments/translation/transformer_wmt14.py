@@ -1,4 +1,4 @@
-"""The base model of "Attention Is All You Need" (Vaswani et al., 2017) on WMT14 German to English.
+"""The base model of "Attention Is All You Need" (Vaswani et al., 2017) on WMT14 English to German.
 
     headway train experiments/translation/transformer_wmt14.py
 

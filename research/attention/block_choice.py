@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from research.attention.biases import Bias
-from research.attention.masks import ABSENT, Tokens
+from research.attention.masks import Tokens
 from research.attention.mechanisms import Geometry, Softmax
 from research.attention.positions import Positions
 from research.attention.softmax import MASKED
@@ -103,11 +103,10 @@ def choose_blocks(
     q, k = jax.lax.stop_gradient((q.astype(jnp.float32), k.astype(jnp.float32)))
     places = jnp.asarray(kv_tokens.positions)
     q_block, kv_block = jnp.asarray(q_tokens.positions) // mechanism.block, places // mechanism.block
-    real = places != ABSENT
+    real = jnp.asarray(kv_tokens.real)
     together = kv_block[:, :, None] == kv_block[:, None, :]
     documents = jnp.ones((1, 1, 1), bool)
     if kv_tokens.segments is not None and q_tokens.segments is not None:
-        real = real & (kv_tokens.segments != 0)
         together = together & (kv_tokens.segments[:, :, None] == kv_tokens.segments[:, None, :])
         documents = q_tokens.segments[:, :, None] == kv_tokens.segments[:, None, :]
     k = jnp.where(real[:, :, None, None], k, 0.0)

@@ -32,7 +32,7 @@ class Linformer(Mechanism):
     """Mixtures that every token reads."""
 
     def problems(self, geometry: Geometry, positions: Positions | None, *, causal: bool) -> Iterator[str]:
-        """Yields a decoder, positions that act on pairs of tokens, and a context that is not known."""
+        """Yields a decoder, and positions that act on pairs of tokens."""
         yield from super().problems(geometry, positions, causal=causal)
         if causal:
             yield (
@@ -44,8 +44,6 @@ class Linformer(Mechanism):
                 "model.attention 'linformer' has no pairs of positions for model.positions to act on; choose "
                 "'learned' or 'sinusoidal'"
             )
-        if geometry.context is None:
-            yield "model.attention 'linformer' needs a model that says how long its context is"
 
     def matmul_parameters(self, geometry: Geometry) -> int:
         """Returns the weights of the query, key, value and output projections, without E's."""

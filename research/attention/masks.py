@@ -53,6 +53,17 @@ class Tokens:
         """Number of tokens in a row."""
         return self.positions.shape[1]
 
+    @property
+    def real(self) -> Bool[AnyArray, "#batch length"]:
+        """Whether there is a token, and no padding or empty slot."""
+        real = self.positions != ABSENT
+        return real if self.segments is None else real & (self.segments != 0)
+
+
+def positions_of(tokens: Tokens | None, length: int) -> Int[Array, "#batch length"]:
+    """Returns the positions of tokens, as JAX's array; None: 0, 1, 2 …"""
+    return jnp.asarray((Tokens.arange(length) if tokens is None else tokens).positions)
+
 
 @dataclasses.dataclass(frozen=True)
 class Documents:
@@ -238,8 +249,8 @@ class Present(Mask):
 
 
 @dataclasses.dataclass(frozen=True)
-class And(Mask):
-    """Both masks admit."""
+class _Pair(Mask):
+    """Two masks."""
 
     left: Mask
     right: Mask
@@ -253,6 +264,11 @@ class And(Mask):
     def documents(self) -> bool:  # type: ignore[override]
         """Whether they count in either."""
         return self.left.documents or self.right.documents
+
+
+@dataclasses.dataclass(frozen=True)
+class And(_Pair):
+    """Both masks admit."""
 
     @property
     def within_documents(self) -> bool:  # type: ignore[override]
@@ -270,21 +286,8 @@ class And(Mask):
 
 
 @dataclasses.dataclass(frozen=True)
-class Or(Mask):
+class Or(_Pair):
     """Either mask admits."""
-
-    left: Mask
-    right: Mask
-
-    @property
-    def relative(self) -> bool:  # type: ignore[override]
-        """Whether both are."""
-        return self.left.relative and self.right.relative
-
-    @property
-    def documents(self) -> bool:  # type: ignore[override]
-        """Whether they count in either."""
-        return self.left.documents or self.right.documents
 
     @property
     def within_documents(self) -> bool:  # type: ignore[override]

@@ -30,8 +30,8 @@ class Geometry:
     """Key/value heads; divides heads."""
     head_dim: int
     """Channels of a head."""
-    context: int | None = None
-    """Longest sequence, in tokens; None: unknown."""
+    context: int
+    """Longest sequence, in tokens."""
 
 
 @dataclasses.dataclass(frozen=True)

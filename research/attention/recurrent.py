@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Float
 
 from research.attention.decayed_products import assembled, decayed_products, scaled
 from research.attention.engines import blank
-from research.attention.masks import ABSENT, Tokens
+from research.attention.masks import Tokens
 
 CHUNK = 64
 """Tokens in a chunk."""
@@ -148,18 +148,12 @@ def summed(
     return _dot("bihk,bhkv->bihv", q, state.astype(q.dtype)).astype(v.dtype)
 
 
-def real_tokens(tokens: Tokens) -> Bool[Array, "#batch length"]:
-    """Returns True where there is a token, False for padding."""
-    real = tokens.positions != ABSENT
-    return real if tokens.segments is None else real & (tokens.segments != 0)
-
-
 def document_starts(tokens: Tokens) -> Bool[Array, "#batch length"]:
     """Returns True at the first token of every document of a row but its first.
 
     Padding starts nothing, wherever it stands: a document goes on after it.
     """
-    real = real_tokens(tokens)
+    real = tokens.real
     if tokens.segments is None:
         return jnp.zeros_like(real)
     index = jnp.where(real, jnp.arange(tokens.length, dtype=jnp.int32)[None], -1)
@@ -173,7 +167,7 @@ def _within_documents(
     q: Array, k: Array, v: Array, log_decay: Array | None, strength: Array | None, tokens: Tokens
 ) -> tuple[Array, Array, Array, Array, Array | None]:
     """Returns the arguments, padding changing nothing and decay forgetting all where a document starts."""
-    real = real_tokens(tokens)[:, :, None, None]
+    real = tokens.real[:, :, None, None]
     q, k, v = (jnp.where(real, x, jnp.zeros((), x.dtype)) for x in (q, k, v))
     if strength is not None:
         strength = jnp.where(real, strength, 0.0)

@@ -83,18 +83,11 @@ class BigBird(Softmax):
     seed: int = 0
     """Seed of the random blocks."""
 
-    def problems(self, geometry: Geometry, positions: Positions | None, *, causal: bool) -> Iterator[str]:
-        """Yields a geometry without the context that blocks are drawn from."""
-        yield from super().problems(geometry, positions, causal=causal)
-        if geometry.context is None:
-            yield "model.attention 'big-bird' needs a model that says how long its context is"
-
     def pattern(self, geometry: Geometry, *, causal: bool) -> Mask:
         """Returns the union of the three kinds of blocks."""
         return functools.reduce(operator.or_, self._masks(geometry, causal=causal))
 
     def _masks(self, geometry: Geometry, *, causal: bool) -> list[BlockMask | Global | RandomBlocks]:
-        assert geometry.context is not None
         blocks = -(-geometry.context // self.block)
         before, after = window_sides(self.window, causal=causal)
         rows = (range(max(row - before, 0), min(row + after + 1, blocks)) for row in range(blocks))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -142,6 +141,12 @@ class Bitext:
 
     def problems(self) -> Iterator[str]:
         """Yields what does not fit together, each as one clear sentence."""
+        for name in ("source", "target", "valid_source", "valid_target"):
+            if getattr(self, name) is not None and self.corpus not in ("files", "test"):
+                yield (
+                    f"data.{name} is for data.corpus 'files', not for {self.corpus!r}; "
+                    "add --data.corpus files"
+                )
         if self.rows_multiple * self.length > self.batch_tokens:
             yield (
                 f"data.batch_tokens {self.batch_tokens} has no room for {self.rows_multiple} pairs "
@@ -198,15 +203,9 @@ class Bitext:
             tokenizer = Tokenizer.load(directory / Tokenizer.FILE)
         elif tokenizer is None:
             tokenizer = Tokenizer.load(self.tokenizer)
-        if tokenizer.vocabulary > vocabulary:
-            raise UserError(
-                f"the tokenizer has {tokenizer.vocabulary} tokens, the model's vocabulary only {vocabulary}; "
-                f"use --model.vocabulary {tokenizer.vocabulary} or more"
-            )
+        tokenizer.check_fits(vocabulary)
         made_by = tokenizer
-        key = content_hash(
-            "bitext", split, self.length, self.ratio, hashlib.sha256(made_by.to_json().encode()).hexdigest()
-        )
+        key = content_hash("bitext", split, self.length, self.ratio, tokenizer.digest())
         directory = build_once(
             cache_directory() / "tokens" / key, lambda d: self._tokenise(text, made_by, d, report)
         )

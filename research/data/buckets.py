@@ -1,7 +1,7 @@
 """Batches of pairs of about the same length: few static shapes, little padding, any position restorable.
 
 Batch i depends on (seed, i) alone, so any position can be restored at once, and the order does not depend on
-how many processes or threads read.
+how many processes read.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import grain
 import numpy as np
 from jaxtyping import Float32, Int32, Int64, Integer
 
+from research.data.packing import endless
 from research.errors import UserError
 
 
@@ -158,9 +159,6 @@ class PairBatches(grain.sources.RandomAccessDataSource[PairBatch]):
         self._members = _members(pairs.widths(), buckets)
         self._epoch = functools.lru_cache(maxsize=2)(self._draw_epoch)
         self.batches_per_epoch = len(self._epoch(0))
-        padded = sum(self._buckets[bucket].width * self._buckets[bucket].rows for bucket, _ in self._epoch(0))
-        self.waste = 1 - pairs.target_tokens / padded
-        """Share of target positions that are padding."""
 
     def __len__(self) -> int:
         return sys.maxsize
@@ -253,5 +251,4 @@ def train_batches(
       process_index: number of this process.
       process_count: processes that share each batch.
     """
-    source = PairBatches(pairs, buckets, seed=seed, rows=slice(process_index, None, process_count))
-    return iter(grain.MapDataset.source(source).to_iter_dataset(grain.ReadOptions(num_threads=0)))
+    return endless(PairBatches(pairs, buckets, seed=seed, rows=slice(process_index, None, process_count)))

@@ -15,7 +15,8 @@ from typing import Any
 from research.data.documents import Document, LocalSource
 from research.errors import UserError, nearest
 
-_OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
+OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
+"""What opens compressed files, by suffix."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,9 +71,9 @@ class TextFiles(LocalSource):
             raise UserError(f"{self.path} is empty: there is no text in it")
 
     def _read(self, key: str, file: Path) -> Iterator[Document]:
-        compression = file.suffix if file.suffix in _OPENERS else ""
+        compression = file.suffix if file.suffix in OPENERS else ""
         jsonl = file.name.removesuffix(compression).endswith(".jsonl")
-        opener = _OPENERS.get(compression, open)
+        opener = OPENERS.get(compression, open)
         try:
             with opener(file, "rb") as stream:
                 if not jsonl:
@@ -87,12 +88,7 @@ class TextFiles(LocalSource):
             raise UserError(f"cannot read {file}: {getattr(error, 'strerror', None) or error}") from error
 
     def _field(self, line: str, where: str) -> str:
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{where}: not JSON ({error.msg} at column {error.colno})") from None
-        if not isinstance(record, dict):
-            raise UserError(f"{where}: a {type(record).__name__}, where a JSON object should be")
+        record = record_of(line, where)
         if self.field not in record:
             hint = nearest(self.field, record) if record else ""
             raise UserError(f"{where}: no field {self.field!r} (--data.field)" + hint)
@@ -106,6 +102,17 @@ class TextFiles(LocalSource):
                 f"{where}: field {self.field!r} is not valid Unicode (a lone surrogate)"
             ) from None
         return text
+
+
+def record_of(line: str, where: str) -> dict[str, Any]:
+    """Returns the object on a line of a ``.jsonl``; UserError, saying ``where``, if there is none."""
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where}: not JSON ({error.msg} at column {error.colno})") from None
+    if not isinstance(record, dict):
+        raise UserError(f"{where}: a {type(record).__name__}, where a JSON object should be")
+    return record
 
 
 def _decode(data: bytes, file: Path, line: int = 1, offset: int = 0) -> str:

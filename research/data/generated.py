@@ -69,12 +69,9 @@ class PreparedTask:
 
     def train_batches(self, *, seed: int, process_index: int, process_count: int) -> Any:
         """Returns this process's share of endless batches, a Grain iterator."""
-        import grain
+        from research.data.packing import endless
 
-        part = self._part(process_index, process_count)
-        source = _Batches(self.train, seed, part)
-        options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-        return iter(grain.MapDataset.source(source).to_iter_dataset(options))
+        return endless(_Batches(self.train, seed, self._part(process_index, process_count)))
 
     def valid_batches(
         self, *, limit: int | None = None, process_index: int, process_count: int
@@ -86,8 +83,7 @@ class PreparedTask:
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
         """Returns "loss" in nats per answer and "accuracy", the share of right answers."""
-        weight = sums["weight"]
-        return {"loss": sums["loss"] / weight, "accuracy": sums["correct"] / weight}
+        return {name: sums[name] / sums["weight"] for name in ("loss", "accuracy")}
 
     def _part(self, process_index: int, process_count: int) -> slice:
         from research.data.packing import share_of_process

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from research.data.files import record_of
 from research.errors import UserError, nearest
 
 GLUE: dict[str, tuple[str, str | None]] = {
@@ -68,13 +68,13 @@ def read_file(path: str, fields: Fields, split: str | None, *, tags: bool) -> It
             f"{path}: words and their tags are read from .jsonl, not from {file.suffix or path!r}"
         )
     try:
-        with open(file, encoding="utf-8", newline="") as stream:
+        with open(file, encoding="utf-8-sig", newline="") as stream:  # spreadsheets put a mark before it
             for number, record in _records(file, stream):
                 where = f"{file}, line {number}"
                 if fields.split is not None and _field(record, fields.split, where) != split:
                     continue
                 yield _example(record, fields, where, tags=tags)
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
 
 
@@ -82,15 +82,8 @@ def _records(file: Path, stream: Any) -> Iterator[tuple[int, Mapping[str, Any]]]
     """Yields (line, record)."""
     if file.suffix == ".jsonl":
         for number, line in enumerate(stream, start=1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{file}, line {number}: not JSON ({error.msg})") from None
-            if not isinstance(record, dict):
-                raise UserError(f"{file}, line {number}: a {type(record).__name__}, not a JSON object")
-            yield number, record
+            if line.strip():
+                yield number, record_of(line, f"{file}, line {number}")
         return
     if file.suffix not in (".csv", ".tsv"):
         raise UserError(f"{file}: labelled text is read from .csv, .tsv (both with a header) or .jsonl")

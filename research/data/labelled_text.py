@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Int32, Int64
 
 from research.data.labelled_records import GLUE, Example, Fields, read_file, read_glue
-from research.data.packing import share_of_process
+from research.data.packing import endless, share_of_process
 from research.data.wordpiece import MaskingTokenizer
 from research.errors import UserError, nearest
 
@@ -137,9 +137,7 @@ class PreparedLabels:
     def train_batches(self, *, seed: int, process_index: int, process_count: int) -> Any:
         """Returns endless shuffled batches, a Grain iterator."""
         rows = share_of_process(self.data.batch, process_index, process_count)
-        source = LabelledSource(self.train, batch=self.data.batch, seed=seed, rows=rows)
-        options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-        return iter(grain.MapDataset.source(source).to_iter_dataset(options))
+        return endless(LabelledSource(self.train, batch=self.data.batch, seed=seed, rows=rows))
 
     def valid_batches(
         self, *, limit: int | None = None, process_index: int, process_count: int
@@ -206,13 +204,19 @@ class LabelledText:
 
     def load_tokenizer(self, directory: Path) -> MaskingTokenizer:
         """Returns the tokenizer that a run keeps in ``directory``."""
-        return MaskingTokenizer.load(directory / MaskingTokenizer.FILE)  # type: ignore[return-value]
+        return MaskingTokenizer.load(directory / MaskingTokenizer.FILE)
 
     def problems(self) -> Iterator[str]:
         """Yields what does not fit together, each as one clear sentence."""
         task = self.source.removeprefix("glue/")
         if self.source != "files" and (task == self.source or task not in GLUE):
             yield f"data.source {self.source!r} is unknown{nearest(task, ('files', *GLUE))}"
+        for name in ("path", "valid_path"):
+            if getattr(self, name) is not None and self.source != "files":
+                yield (
+                    f"data.{name} is for data.source 'files', not for {self.source!r}; "
+                    "add --data.source files"
+                )
         if self.task == "score" and self.classes != 1:
             yield f'data.task "score" needs data.classes 1, not {self.classes}'
         if self.task == "tags" and self.second is not None:
@@ -297,7 +301,7 @@ class LabelledText:
             return MaskingTokenizer.train([" ".join(e.texts) for e in examples], vocabulary)
         if not Path(self.tokenizer).is_file():
             raise UserError(f"data.tokenizer {self.tokenizer!r} is no file and no kind of tokenizer")
-        return MaskingTokenizer.load(self.tokenizer)  # type: ignore[return-value]
+        return MaskingTokenizer.load(self.tokenizer)
 
     def _rows(
         self, examples: list[Example], tokenizer: MaskingTokenizer, names: tuple[str, ...]

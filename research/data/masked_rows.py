@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Int, Int64, Integer
 
 from research.data.masking import Draws, Kinds, Masking, mask
-from research.data.packing import share_of_process
+from research.data.packing import endless, share_of_process
 from research.data.sentences import Sentences, pack
 from research.data.wordpiece import MaskingTokenizer
 from research.errors import UserError
@@ -47,8 +47,10 @@ class PackedRows:
 
     @classmethod
     def of(cls, text: Sentences, tokenizer: MaskingTokenizer, length: int) -> PackedRows:
-        """Packs documents into rows of ``length``."""
+        """Packs documents into rows of ``length``; UserError if there is no text."""
         pieces = np.array(list(text.pieces(length - 2, tokenizer.continues)), np.int64)
+        if not len(pieces):
+            raise UserError("there is no text: nothing but white space")
         sizes = pieces[:, 1] - pieces[:, 0] + 2
         rows = pack(sizes, length)
         tokens = np.full((len(rows), length), tokenizer.padding, text.tokens.dtype)
@@ -298,6 +300,4 @@ def train_batches(
       UserError: there are too few rows for a batch, or the batch does not divide over the processes.
     """
     rows = share_of_process(batch, process_index, process_count)
-    batches = MaskedSource(source, how, kinds, batch=batch, seed=seed, rows=rows)
-    options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-    return iter(grain.MapDataset.source(batches).to_iter_dataset(options))
+    return endless(MaskedSource(source, how, kinds, batch=batch, seed=seed, rows=rows))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -13,14 +11,12 @@ from research.data.cache import build_once, cache_directory, content_hash
 from research.data.masked_rows import MaskedBatches, PackedRows, PairRows, train_batches
 from research.data.masking import Kinds, Masking
 from research.data.sentences import Sentences
-from research.data.text import HeldOutText, LazyCorpus
+from research.data.text import HeldOutText, LazyCorpus, sample
 from research.data.wordpiece import MaskingTokenizer
 from research.errors import UserError, nearest
 
 _FORMAT = 1
 """Part of every cache key: raise it when what is cached changes."""
-_SAMPLE = 1 << 11
-"""Bytes of training text per token of the vocabulary that WordPiece is trained on, at most."""
 VALIDATION = Masking(rate=0.15, unit="tokens", masked=1.0, random=0.0)
 """What is predicted in validation, whatever the training: so that runs compare, and no token gives itself
 away by having been left as it was."""
@@ -122,7 +118,7 @@ class MaskedText(HeldOutText):
 
     def load_tokenizer(self, directory: Path) -> MaskingTokenizer:
         """Returns the tokenizer that a run keeps in ``directory``."""
-        return MaskingTokenizer.load(directory / MaskingTokenizer.FILE)  # type: ignore[return-value]
+        return MaskingTokenizer.load(directory / MaskingTokenizer.FILE)
 
     def problems(self) -> Iterator[str]:
         """Yields what does not fit together, each as one clear sentence."""
@@ -152,14 +148,9 @@ class MaskedText(HeldOutText):
         corpus = self.open(report)
         split = self.identity(corpus.source)
         made_by = tokenizer or self._tokenizer(corpus, split, vocabulary, report)
-        if made_by.vocabulary > vocabulary:
-            raise UserError(
-                f"the tokenizer has {made_by.vocabulary} tokens, the model's vocabulary only {vocabulary}; "
-                f"use --model.vocabulary {made_by.vocabulary} or more"
-            )
-        digest = hashlib.sha256(made_by.to_json().encode()).hexdigest()
+        made_by.check_fits(vocabulary)
         directory = build_once(
-            cache_directory() / "tokens" / content_hash("sentences", _FORMAT, split, digest),
+            cache_directory() / "tokens" / content_hash("sentences", _FORMAT, split, made_by.digest()),
             lambda d: self._tokenise(corpus, made_by, d, report),
         )
         train, valid = (self._rows(directory / name, made_by) for name in ("train", "valid"))
@@ -186,15 +177,14 @@ class MaskedText(HeldOutText):
                 raise UserError(
                     f"data.tokenizer {self.tokenizer!r} is no file and no kind of tokenizer{hint}"
                 )
-            return MaskingTokenizer.load(self.tokenizer)  # type: ignore[return-value]
+            return MaskingTokenizer.load(self.tokenizer)
 
         def train(directory: Path) -> None:
             report(f"training a WordPiece tokenizer of {vocabulary} tokens")
             texts = [text for part, text in self.texts(corpus.get()) if part == "train"]
             pieces = [piece for text in texts for piece in text.split("\n\n")]
-            keep = min(1.0, _SAMPLE * vocabulary / max(sum(map(len, pieces)), 1))
-            sample = [p for i, p in enumerate(pieces) if math.floor(i * keep) > math.floor((i - 1) * keep)]
-            made = MaskingTokenizer.train(sample, vocabulary, lowercase=self.lowercase)
+            chosen = list(sample(pieces, sum(map(len, pieces)), vocabulary))
+            made = MaskingTokenizer.train(chosen, vocabulary, lowercase=self.lowercase)
             made.save(directory / MaskingTokenizer.FILE)
 
         key = content_hash("wordpiece", _FORMAT, split, vocabulary, self.lowercase)

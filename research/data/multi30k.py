@@ -8,7 +8,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from research.data.parallel import lines_of
+from research.data.parallel import aligned
 from research.errors import UserError, nearest
 
 ADDRESS = "https://raw.githubusercontent.com/multi30k/dataset/master/data/task1"
@@ -70,8 +70,7 @@ class Multi30k(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type
         }
 
     def _generate_examples(self, files: dict[str, Path]) -> Iterator[tuple[int, dict[str, str]]]:
-        columns = [lines_of(file) for file in files.values()]
-        for number, lines in enumerate(zip(*columns, strict=True)):
+        for number, lines in enumerate(aligned(*files.values())):
             yield number, dict(zip(files, lines, strict=True))
 
     def _file(self, dl_manager: tfds.download.DownloadManager, split: str, language: str) -> Path:

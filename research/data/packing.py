@@ -1,7 +1,7 @@
 """Batches: rows of a token stream as fixed-length arrays, with segments and positions, in a seeded order.
 
 A batch is the record of random access: batch i depends on (seed, i) alone, so any position can be restored
-at once, and the order does not depend on how many processes or threads read.
+at once, and the order does not depend on how many processes read.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Sequence
-from typing import TypedDict, cast
+from typing import Any, TypedDict, cast
 
 import grain
 import numpy as np
@@ -107,7 +107,6 @@ def train_batches(
     seed: int,
     process_index: int = 0,
     process_count: int = 1,
-    threads: int = 0,
 ) -> grain.DatasetIterator[Batch]:
     """Returns endless shuffled batches; ``get_state``/``set_state`` of the iterator restore any position.
 
@@ -118,15 +117,17 @@ def train_batches(
       seed: decides the order, together with the epoch.
       process_index: number of this process.
       process_count: processes that share each batch.
-      threads: threads that read ahead, for slow disks; without any, a batch is read when it is asked for. The
-        batches do not depend on it.
 
     Raises:
       UserError: the stream is too small for one batch, or the batch does not divide over the processes.
     """
     rows = share_of_process(batch, process_index, process_count)
-    source = TrainSource(stream, length=length, batch=batch, seed=seed, rows=rows)
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+    return endless(TrainSource(stream, length=length, batch=batch, seed=seed, rows=rows))
+
+
+def endless(source: Any) -> grain.DatasetIterator[Any]:
+    """Returns the batches of an endless source of random access, each read when it is asked for."""
+    options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     return iter(grain.MapDataset.source(source).to_iter_dataset(options))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools
-import gzip
 import itertools
 import lzma
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from research.data.cache import build_once, cache_directory, content_hash
+from research.data.files import OPENERS
 from research.errors import UserError, nearest
 
 Pair = tuple[str, str]
 """A source line and its translation."""
-_OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
 _MISSING = object()
 
 
@@ -47,7 +46,7 @@ def lines_of(path: Path) -> Iterator[str]:
       UserError: the file cannot be read, or a line is not UTF-8 (file and line).
     """
     try:
-        with _OPENERS.get(path.suffix, open)(path, "rb") as stream:
+        with OPENERS.get(path.suffix, open)(path, "rb") as stream:
             for number, line in enumerate(stream, start=1):
                 try:
                     yield line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8")

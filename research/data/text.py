@@ -21,7 +21,7 @@ _SOURCES = ("standard-library", "python-prose", "files", "tfds:NAME")
 _CHUNK = 1 << 22
 """Characters tokenised and written at once."""
 _SAMPLE = 1 << 11
-"""Bytes of training text per token of the vocabulary that BPE is trained on, at most; evenly spread."""
+"""Bytes of training text per token of the vocabulary that a tokenizer is trained on, at most."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,18 +177,14 @@ class TextData(HeldOutText):
             key = content_hash(split, self.tokenizer, vocabulary if self.tokenizer == "bpe" else None)
             directory = build_once(
                 cache_directory() / "tokenizers" / key,
-                lambda d: self._train(corpus, vocabulary, report).save(d / _JSON),
+                lambda d: self._train(corpus, vocabulary, report).save(d / Tokenizer.FILE),
             )
-            tokenizer = Tokenizer.load(directory / _JSON)
+            tokenizer = Tokenizer.load(directory / Tokenizer.FILE)
         elif tokenizer is None:
             tokenizer = Tokenizer.load(self.tokenizer)
-        if tokenizer.vocabulary > vocabulary:
-            raise UserError(
-                f"the tokenizer has {tokenizer.vocabulary} tokens, the model's vocabulary only {vocabulary}; "
-                f"use --model.vocabulary {tokenizer.vocabulary} or more"
-            )
+        tokenizer.check_fits(vocabulary)
         made_by = tokenizer
-        key = content_hash(split, hashlib.sha256(tokenizer.to_json().encode()).hexdigest())
+        key = content_hash(split, tokenizer.digest())
         directory = build_once(
             cache_directory() / "tokens" / key, lambda d: self._tokenise(corpus, made_by, d, report)
         )
@@ -211,12 +207,11 @@ class TextData(HeldOutText):
     def _train(self, corpus: LazyCorpus, vocabulary: int, report: Callable[[str], None]) -> Tokenizer:
         if self.tokenizer == "characters":
             return Tokenizer.characters(text for _, text in self.texts(corpus.get()))
-        keep = min(1.0, _SAMPLE * vocabulary / max(corpus.get().bytes, 1))
+        size = corpus.get().bytes
         report(f"training a byte-level BPE tokenizer of {vocabulary} tokens")
         texts = (text for part, text in self.texts(corpus.get()) if part == "train")
-        pieces = enumerate(piece for text in texts for piece in cut(text))
-        sample = (piece for i, piece in pieces if math.floor(i * keep) > math.floor((i - 1) * keep))
-        return Tokenizer.train_bpe(sample, vocabulary)
+        pieces = (piece for text in texts for piece in cut(text))
+        return Tokenizer.train_bpe(sample(pieces, size, vocabulary), vocabulary)
 
     def _tokenise(
         self, corpus: LazyCorpus, tokenizer: Tokenizer, directory: Path, report: Callable[[str], None]
@@ -235,9 +230,6 @@ class TextData(HeldOutText):
                 raise self.nothing_left(purpose)
 
 
-_JSON = "tokenizer.json"
-
-
 class LazyCorpus:
     """Opens a source's documents when they are first needed: with all stages cached, they are not."""
 
@@ -251,6 +243,18 @@ class LazyCorpus:
             self._report(f"reading {self.source.name}")
             self._corpus = self.source.corpus()
         return self._corpus
+
+
+def sample(pieces: Iterable[str], size: int, vocabulary: int) -> Iterator[str]:
+    """Yields what to train a tokenizer on: all of the pieces if they are few, else evenly spread ones.
+
+    Args:
+      pieces: the training text.
+      size: how long it is in all, in bytes.
+      vocabulary: tokens of the tokenizer.
+    """
+    keep = min(1.0, _SAMPLE * vocabulary / max(size, 1))
+    yield from (piece for i, piece in enumerate(pieces) if math.floor(i * keep) > math.floor((i - 1) * keep))
 
 
 def _source(data: HeldOutText) -> Source:

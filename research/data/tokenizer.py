@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -107,7 +108,7 @@ class Tokenizer:
         return cls(backend)
 
     @classmethod
-    def load(cls, path: str | Path) -> Tokenizer:
+    def load(cls, path: str | Path) -> Self:
         """Reads a ``tokenizer.json``; UserError if there is none, or it cannot be read."""
         path = Path(path)
         if not path.is_file():
@@ -115,7 +116,7 @@ class Tokenizer:
         return cls.from_json(path.read_text(encoding="utf-8", errors="replace"), name=str(path))
 
     @classmethod
-    def from_json(cls, text: str, name: str = "tokenizer") -> Tokenizer:
+    def from_json(cls, text: str, name: str = "tokenizer") -> Self:
         """Reads what `to_json` returned; UserError, naming ``name``, if it is no tokenizer."""
         try:
             backend = tokenizers.Tokenizer.from_str(text)
@@ -126,6 +127,18 @@ class Tokenizer:
     def name_of(self, token: int) -> str:
         """Returns a token as its vocabulary writes it."""
         return str(self._backend.id_to_token(token))
+
+    def digest(self) -> str:
+        """Returns a hash that tells the tokenizer from others."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def check_fits(self, vocabulary: int) -> None:
+        """Raises UserError if the tokenizer has more tokens than a model's ``vocabulary``."""
+        if self.vocabulary > vocabulary:
+            raise UserError(
+                f"the tokenizer has {self.vocabulary} tokens, the model's vocabulary only {vocabulary}; "
+                f"use --model.vocabulary {self.vocabulary} or more"
+            )
 
     def to_json(self) -> str:
         """Returns the tokenizer as the text of a ``tokenizer.json``."""

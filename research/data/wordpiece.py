@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import tokenizers
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from research.data.tokenizer import Tokenizer
@@ -56,11 +56,6 @@ class MaskingTokenizer(Tokenizer):
             self.continues[i] = goes_on and not self.special[i]
         self._can_cut = self._can_cut or isinstance(backend.pre_tokenizer, pre_tokenizers.BertPreTokenizer)
 
-    @property
-    def ordinary(self) -> Int64[np.ndarray, " tokens"]:
-        """Ids that are no special tokens."""
-        return np.flatnonzero(~self.special)
-
     @classmethod
     def train(cls, texts: Sequence[str], vocabulary: int, *, lowercase: bool = True) -> MaskingTokenizer:
         """Trains WordPiece with BERT's normalisation, at most ``vocabulary`` tokens.
@@ -94,10 +89,6 @@ class MaskingTokenizer(Tokenizer):
         trained.decoder = backend.decoder
         trained.add_special_tokens(list(SPECIALS))
         return cls(trained)
-
-    def token(self, index: int) -> str:
-        """Returns how a token is written."""
-        return str(self._backend.id_to_token(index))
 
 
 def _alphabet(normalizer: Any, texts: Iterable[str], most: int) -> list[str]:

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import gzip
-import json
 import lzma
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from research.data.files import OPENERS, record_of
 from research.errors import UserError, nearest
 
 _TOKENS = 1 << 13
 """Tokens scored at once."""
-_OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
 _FIELDS = ("sentence_good", "sentence_bad", "UID", "linguistics_term")
+_SUMMARY = "models_summary.jsonl"
+"""BLiMP's file of published accuracies; it may lie beside the pairs."""
 
 Score = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 """tokens [rows, width], lengths [rows], place [rows] -> log-probability [rows], float32, jitted. For a masked
@@ -38,22 +37,27 @@ class Pair:
 
 
 def read_pairs(path: str | Path) -> list[Pair]:
-    """Returns the pairs of a file of JSON lines (plain, .gz or .xz), or of all such files in a directory.
+    """Returns the pairs of a file of JSON lines (plain, .gz or .xz), or of all .jsonl files in a directory.
 
     Raises:
-      UserError: no such file, or one that cannot be read; a line that is not JSON or lacks a field. The
-        message names file, line and field.
+      UserError: no such file, or one that cannot be read; a line that is not JSON or lacks a field; no pairs.
+        The message names file, line and field.
     """
     path = Path(path).expanduser()
-    files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+    files = [path]
+    if path.is_dir():
+        files = sorted(file for file in path.glob("*.jsonl") if file.name != _SUMMARY)
     if not files or not all(file.is_file() for file in files):
         raise UserError(f"no file of minimal pairs at {path} (--data.path): JSON lines, plain, .gz or .xz")
-    return [pair for file in files for pair in _read(file)]
+    pairs = [pair for file in files for pair in _read(file)]
+    if not pairs:
+        raise UserError(f"{path} is empty: there are no minimal pairs in it (--data.path)")
+    return pairs
 
 
 def _read(file: Path) -> Iterator[Pair]:
     try:
-        with _OPENERS.get(file.suffix, open)(file, "rt", encoding="utf-8") as stream:
+        with OPENERS.get(file.suffix, open)(file, "rt", encoding="utf-8") as stream:
             for number, line in enumerate(stream, start=1):
                 if line.strip():
                     yield _pair(line, f"{file}, line {number}")
@@ -62,12 +66,7 @@ def _read(file: Path) -> Iterator[Pair]:
 
 
 def _pair(line: str, where: str) -> Pair:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where}: not JSON ({error.msg} at column {error.colno})") from None
-    if not isinstance(record, dict):
-        raise UserError(f"{where}: a {type(record).__name__}, where a JSON object should be")
+    record = record_of(line, where)
     for field in _FIELDS:
         if field not in record:
             others = record.keys() - set(_FIELDS)
@@ -157,13 +156,13 @@ def published(path: str | Path, pairs: Iterable[Pair]) -> dict[str, dict[str, fl
     They are read from BLiMP's ``models_summary.jsonl`` beside the pairs: one line per paradigm.
     """
     path = Path(path).expanduser()
-    file = (path if path.is_dir() else path.parent) / "models_summary.jsonl"
+    file = (path if path.is_dir() else path.parent) / _SUMMARY
     if not file.is_file():
         return {}
     about = {pair.paradigm: pair.phenomenon for pair in pairs}
     by_model: dict[str, dict[str, list[float]]] = {}
-    for line in file.read_text(encoding="utf-8").splitlines():
-        record = json.loads(line) if line.strip() else {}
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        record = record_of(line, f"{file}, line {number}") if line.strip() else {}
         if record.get("UID") not in about:
             continue
         for model, value in record.items():

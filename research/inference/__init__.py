@@ -1,1 +1,1 @@
-"""Inference: sampling with caches."""
+"""Inference: sampling with caches, beam search, translating lines."""

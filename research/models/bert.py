@@ -14,10 +14,11 @@ from jaxtyping import Array, Float, Int, Key
 from research.attention.catalogue import Attention
 from research.attention.dropout import dropout
 from research.attention.engines import EngineName
-from research.attention.masks import Tokens
-from research.attention.mechanisms import Geometry, Softmax
+from research.attention.masks import Tokens, positions_of
+from research.attention.mechanisms import Softmax
 from research.attention.positions import Learned, Positions
 from research.models.stacks import (
+    Stacked,
     attention_problems,
     stack_flops_per_token,
     stack_matmul_parameters,
@@ -33,7 +34,7 @@ from research.modules.placement import placed
 
 
 @dataclasses.dataclass(frozen=True)
-class BERT:
+class BERT(Stacked):
     """A bidirectional Transformer encoder with BERT's heads; the defaults are BERT-base, uncased."""
 
     vocabulary: int = 30522
@@ -78,17 +79,6 @@ class BERT:
     """Attention engine; one asked for by name refuses what it cannot serve."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of the computation; parameters, softmax and loss stay float32."""
-
-    @property
-    def geometry(self) -> Geometry:
-        """Sizes of an attention layer."""
-        kv_heads = self.heads if self.kv_heads is None else self.kv_heads
-        return Geometry(self.width, self.heads, kv_heads, self.width // self.heads, self.context)
-
-    @property
-    def hidden(self) -> int:
-        """Hidden width of the feed-forward network."""
-        return 4 * self.width if self.feed_forward_width is None else self.feed_forward_width
 
     def build(self) -> BERTModule:
         """Returns the Flax module."""
@@ -222,7 +212,7 @@ class BERTModule(nn.Module):
     ) -> Float[Array, "batch length width"]:
         """Returns what the encoder makes of each token; arguments as for the call."""
         input_key, stack_key = (None, None) if key is None else jax.random.split(key)
-        positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None] if place is None else place.positions
+        positions = positions_of(place, tokens.shape[1])
         x = self.token_embedding(tokens, jnp.dtype(self.bert.dtype))
         x = self.input(x, positions, types, input_key)
         x, _ = self.stack(x, Context(place), None, stack_key)

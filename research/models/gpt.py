@@ -16,10 +16,11 @@ from research.attention.cache import Slots
 from research.attention.catalogue import Attention
 from research.attention.dropout import dropout
 from research.attention.engines import EngineName
-from research.attention.masks import Tokens
-from research.attention.mechanisms import Geometry, Softmax
+from research.attention.masks import Tokens, positions_of
+from research.attention.mechanisms import Softmax
 from research.attention.positions import Learned, Positions
 from research.models.stacks import (
+    Stacked,
     attention_problems,
     stack_flops_per_token,
     stack_matmul_parameters,
@@ -36,7 +37,7 @@ from research.modules.placement import placed
 
 
 @dataclasses.dataclass(frozen=True)
-class GPT:
+class GPT(Stacked):
     """A decoder-only Transformer; the defaults are GPT-2 124M."""
 
     vocabulary: int = 50304
@@ -79,17 +80,6 @@ class GPT:
     """Attention engine; one asked for by name refuses what it cannot serve."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of the computation; parameters, softmax and loss stay float32."""
-
-    @property
-    def geometry(self) -> Geometry:
-        """Sizes of an attention layer."""
-        kv_heads = self.heads if self.kv_heads is None else self.kv_heads
-        return Geometry(self.width, self.heads, kv_heads, self.width // self.heads, self.context)
-
-    @property
-    def hidden(self) -> int:
-        """Hidden width of the feed-forward network."""
-        return 4 * self.width if self.feed_forward_width is None else self.feed_forward_width
 
     def build(self) -> GPTModule:
         """Returns the Flax module."""
@@ -170,7 +160,7 @@ class GPTModule(nn.Module):
         dtype = jnp.dtype(gpt.dtype)
         embedding = Embedding(gpt.vocabulary, gpt.width, name="token_embedding")
         x = embedding(tokens, dtype)
-        positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None] if place is None else place.positions
+        positions = positions_of(place, tokens.shape[1])
         x = with_positions(x, positions, gpt.positions, gpt.context)
         embedding_key, stack_key = (None, None) if key is None else jax.random.split(key)
         x = placed(dropout(x, gpt.dropout, embedding_key))

@@ -13,7 +13,8 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from research.attention import alignment_scores
 from research.attention.dropout import dropout
-from research.attention.masks import Tokens
+from research.attention.masks import Tokens, positions_of
+from research.models.encoder_decoder import EncoderDecoder, ModelDecoder
 from research.modules.embedding import Embedding
 from research.modules.linear import Linear, linear
 from research.modules.lstm import LSTM, CellState, LSTMWeights, lstm_cell
@@ -139,7 +140,7 @@ class DecoderWeights(NamedTuple):
     position_vector: Float[Array, " width"] | None = None
 
 
-class Seq2SeqModule(nn.Module):
+class Seq2SeqModule(EncoderDecoder):
     """The network a ``Seq2Seq`` describes."""
 
     model: Seq2Seq
@@ -170,28 +171,6 @@ class Seq2SeqModule(nn.Module):
     def _vector(self, name: str) -> Array:
         width = self.model.width
         return self.param(name, nn.initializers.normal(width**-0.5), (width,), jnp.float32)
-
-    def __call__(
-        self,
-        source: Int[Array, "batch source_length"],
-        tokens: Int[Array, "batch length"],
-        source_place: Tokens | None = None,
-        place: Tokens | None = None,
-        *,
-        key: Key[Array, ""] | None = None,
-    ) -> Float[Array, "batch length vocabulary"]:
-        """Returns the logits, float32, of the token after each of ``tokens``, given the whole source.
-
-        Args:
-          source: source tokens.
-          tokens: target tokens, the first of them the one that every target begins with.
-          source_place: positions and segments of the source; None: no padding.
-          place: those of the target.
-          key: key of the dropout; None: no dropout.
-        """
-        encoder_key, decoder_key = (None, None) if key is None else jax.random.split(key)
-        memory = self.encode(source, source_place, key=encoder_key)
-        return self.decode(tokens, memory, place, key=decoder_key)[0]
 
     def encode(
         self,
@@ -239,7 +218,7 @@ class Seq2SeqModule(nn.Module):
         """
         model = self.model
         input_key, step_key, output_key = (None,) * 3 if key is None else tuple(jax.random.split(key, 3))
-        positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None] if place is None else place.positions
+        positions = positions_of(place, tokens.shape[1])
         positions = jnp.broadcast_to(positions, tokens.shape)
         x = dropout(self._embed(tokens), model.dropout, input_key)
         dtype = x.dtype
@@ -370,31 +349,14 @@ def align(
 
 
 @dataclasses.dataclass(frozen=True)
-class Seq2SeqDecoder:
+class Seq2SeqDecoder(ModelDecoder):
     """A Seq2Seq as decoding drives it (see `research.inference.beam.Decoder`)."""
 
     model: Seq2Seq
 
-    def encode(self, params: Any, source: Int[Array, "batch source_length"], place: Tokens) -> SourceMemory:
-        """Returns the memory of the sources."""
-        return self.model.build().apply({"params": params}, source, place, method="encode")  # type: ignore[return-value]
-
     def empty_cache(self, batch: int, slots: int) -> None:
         """Returns None: a decoder begins with what the encoder ended with."""
         del batch, slots
-
-    def step(
-        self,
-        params: Any,
-        tokens: Int[Array, "rows 1"],
-        memory: SourceMemory,
-        place: Tokens,
-        cache: DecoderState | None,
-    ) -> tuple[Float[Array, "rows vocabulary"], DecoderState]:
-        """Returns the logits of the next token and the state after these tokens."""
-        apply: Any = self.model.build().apply
-        logits, cache = apply({"params": params}, tokens, memory, place, cache=cache, method="decode")
-        return logits[:, -1], cache
 
     def take_rows(self, cache: DecoderState, rows: Int[Array, " rows"]) -> DecoderState:
         """Returns the state of the given rows."""

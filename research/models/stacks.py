@@ -13,19 +13,41 @@ from research.modules.block import BlockSpec
 from research.modules.feed_forward import GATED
 
 
-class Transformer(Protocol):
-    """What every description of a Transformer has."""
+class _Fields(Protocol):
+    """Fields that every description of a Transformer has."""
 
     @property
-    def width(self) -> int: ...  # noqa: D102
+    def width(self) -> int: ...
     @property
-    def heads(self) -> int: ...  # noqa: D102
+    def heads(self) -> int: ...
     @property
-    def kv_heads(self) -> int | None: ...  # noqa: D102
+    def kv_heads(self) -> int | None: ...
     @property
-    def positions(self) -> Positions | None: ...  # noqa: D102
+    def context(self) -> int: ...
     @property
-    def geometry(self) -> Geometry: ...  # noqa: D102
+    def positions(self) -> Positions | None: ...
+    @property
+    def feed_forward_width(self) -> int | None: ...
+
+
+class _Described(_Fields, Protocol):
+    @property
+    def geometry(self) -> Geometry: ...
+
+
+class Stacked:
+    """What descriptions of Transformers derive from the fields that all of them have."""
+
+    @property
+    def geometry(self: _Fields) -> Geometry:
+        """Sizes of an attention layer."""
+        kv_heads = self.heads if self.kv_heads is None else self.kv_heads
+        return Geometry(self.width, self.heads, kv_heads, self.width // self.heads, self.context)
+
+    @property
+    def hidden(self: _Fields) -> int:
+        """Hidden width of the feed-forward network."""
+        return 4 * self.width if self.feed_forward_width is None else self.feed_forward_width
 
 
 def with_pattern(
@@ -76,7 +98,7 @@ def stack_flops_per_token(specs: tuple[BlockSpec, ...], layers: int, length: int
 
 
 def attention_problems(
-    model: Transformer, attention: Attention, layers: int, *, causal: bool
+    model: _Described, attention: Attention, layers: int, *, causal: bool
 ) -> Iterator[str]:
     """Yields what keeps a model from being built with its heads, positions and attention.
 

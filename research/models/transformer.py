@@ -16,10 +16,12 @@ from research.attention.cache import Slots
 from research.attention.catalogue import Attention
 from research.attention.dropout import dropout
 from research.attention.engines import EngineName
-from research.attention.masks import Tokens
-from research.attention.mechanisms import Geometry, Softmax
+from research.attention.masks import Tokens, positions_of
+from research.attention.mechanisms import Softmax
 from research.attention.positions import Positions, Sinusoidal
+from research.models.encoder_decoder import EncoderDecoder, ModelDecoder
 from research.models.stacks import (
+    Stacked,
     attention_problems,
     stack_flops_per_token,
     stack_matmul_parameters,
@@ -40,7 +42,7 @@ Cache = tuple[tuple[Any, ...], Slots]
 
 
 @dataclasses.dataclass(frozen=True)
-class Transformer:
+class Transformer(Stacked):
     """An encoder-decoder Transformer; the defaults are the base model of the paper."""
 
     vocabulary: int = 37000
@@ -83,17 +85,6 @@ class Transformer:
     """Attention engine; one asked for by name refuses what it cannot serve."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of the computation; parameters, softmax and loss stay float32."""
-
-    @property
-    def geometry(self) -> Geometry:
-        """Sizes of an attention layer."""
-        kv_heads = self.heads if self.kv_heads is None else self.kv_heads
-        return Geometry(self.width, self.heads, kv_heads, self.width // self.heads, self.context)
-
-    @property
-    def hidden(self) -> int:
-        """Hidden width of the feed-forward network."""
-        return 4 * self.width if self.feed_forward_width is None else self.feed_forward_width
 
     @property
     def decoder_depth(self) -> int:
@@ -170,18 +161,15 @@ class _Input(nn.Module):
         place: Tokens | None,
         key: Key[Array, ""] | None,
     ) -> Float[Array, "batch length width"]:
-        positions = (
-            jnp.arange(x.shape[1], dtype=jnp.int32)[None] if place is None else jnp.asarray(place.positions)
-        )
         # Scaled up (Vaswani et al., 2017, section 3.4): the table is small, as an output projection must be.
         x = with_positions(
-            x * jnp.asarray(math.sqrt(self.model.width), x.dtype), positions, self.model.positions,
-            self.model.context,
+            x * jnp.asarray(math.sqrt(self.model.width), x.dtype), positions_of(place, x.shape[1]),
+            self.model.positions, self.model.context,
         )  # fmt: skip
         return placed(dropout(x, self.model.dropout, key))
 
 
-class TransformerModule(nn.Module):
+class TransformerModule(EncoderDecoder):
     """The network a ``Transformer`` describes."""
 
     model: Transformer
@@ -198,29 +186,6 @@ class TransformerModule(nn.Module):
             self.decoder_norm = Norm(model.norm, model.bias)
         if not model.tied_head:
             self.head = Linear((model.width,), (model.vocabulary,), False, model.width**-0.5)
-
-    def __call__(
-        self,
-        source: Int[Array, "batch source_length"],
-        tokens: Int[Array, "batch length"],
-        source_place: Tokens | None = None,
-        place: Tokens | None = None,
-        *,
-        key: Key[Array, ""] | None = None,
-    ) -> Float[Array, "batch length vocabulary"]:
-        """Returns the logits, float32, of the token after each of ``tokens``, given the whole source.
-
-        Args:
-          source: source tokens.
-          tokens: target tokens, the first of them the one that every target begins with.
-          source_place: positions and segments of the source; None: 0, 1, 2 … and no padding.
-          place: those of the target.
-          key: key of the dropout; None: no dropout.
-        """
-        encoder_key, decoder_key = (None, None) if key is None else jax.random.split(key)
-        memory = self.encode(source, source_place, key=encoder_key)
-        logits, _ = self.decode(tokens, memory, place, key=decoder_key)
-        return logits
 
     def encode(
         self,
@@ -258,10 +223,7 @@ class TransformerModule(nn.Module):
         x = self.decoder_input(x, place, input_key)
         layers, slots = None, None
         if cache is not None:
-            positions = (
-                jnp.arange(tokens.shape[1], dtype=jnp.int32)[None] if place is None else place.positions
-            )
-            layers, slots = cache[0], cache[1].write(jnp.asarray(positions))
+            layers, slots = cache[0], cache[1].write(positions_of(place, tokens.shape[1]))
         x, layers = self.decoder(x, Context(place, *memory, slots), layers, stack_key)
         x = placed(self.decoder_norm(x) if self.model.placement == "pre" else x)
         tied = self.model.tied_head
@@ -270,26 +232,14 @@ class TransformerModule(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class TransformerDecoder:
+class TransformerDecoder(ModelDecoder):
     """A Transformer as decoding drives it (see `research.inference.beam.Decoder`)."""
 
     model: Transformer
 
-    def encode(self, params: Any, source: Int[Array, "batch source_length"], place: Tokens) -> Memory:
-        """Returns the memory of the sources."""
-        return self.model.build().apply({"params": params}, source, place, method="encode")  # type: ignore[return-value]
-
     def empty_cache(self, batch: int, slots: int) -> Cache:
         """Returns the decoding state before the first token."""
         return self.model.empty_cache(batch, slots)
-
-    def step(
-        self, params: Any, tokens: Int[Array, "rows 1"], memory: Memory, place: Tokens, cache: Cache
-    ) -> tuple[Float[Array, "rows vocabulary"], Cache]:
-        """Returns the logits of the next token and the state with these tokens."""
-        apply: Any = self.model.build().apply
-        logits, cache = apply({"params": params}, tokens, memory, place, cache=cache, method="decode")
-        return logits[:, -1], cache
 
     def take_rows(self, cache: Cache, rows: Int[Array, " rows"]) -> Cache:
         """Returns the state of the given rows; what belongs to the memories stays where it is."""

@@ -16,7 +16,7 @@ from research.attention.biases import AlibiBias, Bias, BucketBias, alibi_slopes
 from research.attention.cache import KeyValues, Slots
 from research.attention.dropout import dropout
 from research.attention.engines import EngineName, attend
-from research.attention.masks import Causal, Everything, Mask, SameSegment, Tokens
+from research.attention.masks import Causal, Everything, Mask, SameSegment, Tokens, positions_of
 from research.attention.mechanisms import Geometry, Mechanism, Softmax
 from research.attention.positions import Alibi, Positions, RelativeBias, Rotary, rotary
 from research.modules.linear import Linear, linear
@@ -134,8 +134,7 @@ class MultiHeadAttention(nn.Module):
         bias = position_bias(self, self.spec)
         if cache is None:
             return None, k, v, tokens, bias
-        positions = (Tokens.arange(k.shape[1]) if tokens is None else tokens).positions
-        layer, seen, kv_tokens = cache[0].extend(k, v, jnp.asarray(positions), cache[1])
+        layer, seen, kv_tokens = cache[0].extend(k, v, positions_of(tokens, k.shape[1]), cache[1])
         return layer, seen.keys, seen.values, kv_tokens, bias
 
     def _project(
@@ -197,15 +196,13 @@ def turned(
     """Returns queries and keys turned by their positions, where the encoding is rotary."""
     if not isinstance(positions, Rotary):
         return arrays
-    places = (Tokens.arange(arrays[0].shape[1]) if tokens is None else tokens).positions
-    return tuple(rotary(x, jnp.asarray(places), positions) for x in arrays)
+    places = positions_of(tokens, arrays[0].shape[1])
+    return tuple(rotary(x, places, positions) for x in arrays)
 
 
-def scale(positions: Positions | None, channels: int) -> float | None:
-    """Returns the factor on the scores where positions change it; None: the usual one."""
-    if not isinstance(positions, Rotary) or positions.temperature == 1.0:
-        return None
-    return positions.temperature * channels**-0.5
+def scale(positions: Positions | None, channels: int) -> float:
+    """Returns the factor on the scores of queries and keys of so many channels."""
+    return channels**-0.5 * (positions.temperature if isinstance(positions, Rotary) else 1.0)
 
 
 def position_bias(module: nn.Module, spec: AttentionSpec) -> Bias | None:

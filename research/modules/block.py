@@ -20,7 +20,15 @@ from research.modules.norm import Norm, NormName
 from research.modules.placement import placed
 
 Remat = Literal["none", "block", "dots"]
-POLICIES: dict[str, Any] = {"block": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+_SAVEABLE = jax.checkpoint_policies
+POLICIES: dict[str, Any] = {
+    "block": None,
+    # Attention's output is saved too, by the names that its engines give it: no kernel runs twice.
+    "dots": _SAVEABLE.save_from_both_policies(
+        _SAVEABLE.dots_with_no_batch_dims_saveable,
+        _SAVEABLE.save_only_these_names("attention_out", "attention_lse"),
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True)

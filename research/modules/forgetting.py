@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from research.attention.biases import Bias, ForgettingBias
 from research.attention.cache import ForgettingState, Slots
-from research.attention.masks import ABSENT, Tokens
+from research.attention.masks import Tokens
 from research.modules.attention import MultiHeadAttention
 from research.modules.linear import Linear
 
@@ -33,9 +33,7 @@ class ForgettingAttention(MultiHeadAttention):
         gate = Linear((geometry.width,), (geometry.heads,), True, self.spec.stddev, name="forget")
         logits = gate(x).astype(jnp.float32)
         if tokens is not None:  # padding forgets nothing, whatever it holds
-            real = tokens.positions != ABSENT
-            real = real if tokens.segments is None else real & (tokens.segments != 0)
-            logits = jnp.where(real[:, :, None], logits, jnp.inf)
+            logits = jnp.where(tokens.real[:, :, None], logits, jnp.inf)
         log_gates = nn.log_sigmoid(logits)
         inner = None if cache is None else (cache[0].key_values, cache[1])
         layer, k, v, kv_tokens, bias = super()._remember(x, q, k, v, tokens, inner)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from research.attention.biases import Bias
 from research.attention.cache import KeyValues, Slots
+from research.attention.features import unit
 from research.attention.hashing import Reformer, SameBucket, hashes
 from research.attention.masks import Tokens
 from research.modules.attention import MultiHeadAttention
@@ -38,9 +37,7 @@ class HashedAttention(MultiHeadAttention):
             )
             for name in ("query", "value")
         )
-        wide = q.astype(jnp.float32)
-        k = wide * jax.lax.rsqrt(jnp.square(wide).sum(-1, keepdims=True) + 1e-12)
-        return q, k.astype(q.dtype), v
+        return q, unit(q, 1e-12), v
 
     def _remember(
         self,

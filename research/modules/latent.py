@@ -12,8 +12,7 @@ from research.attention.dropout import dropout
 from research.attention.engines import attend
 from research.attention.masks import Everything, Tokens
 from research.attention.mechanisms import Latent
-from research.attention.positions import Rotary
-from research.modules.attention import AttentionSpec, position_bias, self_mask, turned
+from research.modules.attention import AttentionSpec, position_bias, scale, self_mask, turned
 from research.modules.linear import Linear
 from research.modules.norm import Norm
 
@@ -55,13 +54,10 @@ class LatentAttention(nn.Module):
             v, shared, kv_tokens = layer.latents.astype(x.dtype), layer.keys.astype(x.dtype), cache[1].tokens
             k = jnp.concatenate([v, shared], axis=-1)
         weight_key, output_key = (None, None) if key is None else jax.random.split(key)
-        scale = (head_dim + q_turned.shape[-1]) ** -0.5
-        if isinstance(spec.positions, Rotary):
-            scale *= spec.positions.temperature
         out = attend(
             jnp.concatenate([q, q_turned], axis=-1), k, v,
             mask=self_mask(Everything(), tokens, causal=spec.causal), q_tokens=tokens, kv_tokens=kv_tokens,
-            scale=scale, bias=position_bias(self, spec),
+            scale=scale(spec.positions, head_dim + q_turned.shape[-1]), bias=position_bias(self, spec),
             dropout=spec.dropout, dropout_key=weight_key, engine=spec.engine,
         )  # fmt: skip
         if cache is not None:

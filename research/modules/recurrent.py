@@ -15,7 +15,7 @@ from research.attention.cache import Slots
 from research.attention.convolution import next_tail, short_convolution
 from research.attention.dropout import dropout
 from research.attention.masks import Tokens
-from research.attention.recurrent import both_ways, document_starts, real_tokens, recurrent, summed
+from research.attention.recurrent import both_ways, document_starts, recurrent, summed
 from research.attention.recurrent_mechanisms import Recurrent, RecurrentState
 from research.modules.attention import AttentionSpec, turned
 from research.modules.linear import Linear
@@ -51,7 +51,7 @@ class RecurrentAttention(nn.Module):
         real = document = None
         if tokens is not None:
             tokens = jax.tree.map(jnp.asarray, tokens)
-            real = real_tokens(tokens)
+            real = tokens.real
             document = jnp.cumsum(document_starts(tokens), axis=1, dtype=jnp.int32)
             x = jnp.where(real[:, :, None], x, jnp.zeros((), x.dtype))
         state = None if cache is None else cache[0]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from research.attention.masks import Tokens
-from research.objectives.objective import Apply, Batch, Loss
+from research.objectives.objective import Apply, Batch, Loss, too_long
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,11 +26,7 @@ class CausalLM:
 
     def problems(self, model: Any, data: Any) -> Iterator[str]:
         """Yields what keeps the model from learning this from the data, each as one clear sentence."""
-        if data.length > model.context:
-            yield (
-                f"data.length {data.length} is longer than model.context {model.context}; "
-                f"the longest possible is {model.context}"
-            )
+        yield from too_long(data.length, model.context)
 
     def inputs(self, batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Returns tokens, where they stand, and targets to score."""

@@ -10,8 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from research.attention.masks import Tokens
-from research.objectives.masked_lm import weighted
-from research.objectives.objective import Apply, Batch, Loss
+from research.objectives.objective import Apply, Batch, Loss, too_long, weighted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,11 +24,7 @@ class Classification:
 
     def problems(self, model: Any, data: Any) -> Iterator[str]:
         """Yields what keeps the model from learning this from the data, each as one clear sentence."""
-        if data.length > model.context:
-            yield (
-                f"data.length {data.length} is longer than model.bert.context {model.context}; "
-                f"the longest possible is {model.context}"
-            )
+        yield from too_long(data.length, model.context, "model.bert")
         if (data.task == "tags") != model.per_token:
             yield f'data.task "{data.task}" needs model.per_token {str(data.task == "tags").lower()}'
         if data.task == "score" and model.classes != 1:

@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key
 
 from research.attention.masks import Tokens
-from research.modules.head import cross_entropy
-from research.objectives.objective import Apply, Batch, Loss
+from research.objectives.objective import Apply, Batch, Loss, too_long, weighted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,11 +32,7 @@ class MaskedLM:
 
     def problems(self, model: Any, data: Any) -> Iterator[str]:
         """Yields what keeps the model from learning this from the data, each as one clear sentence."""
-        if data.length > model.context:
-            yield (
-                f"data.length {data.length} is longer than model.context {model.context}; "
-                f"the longest possible is {model.context}"
-            )
+        yield from too_long(data.length, model.context)
         if data.pairs != "none" and not model.pooler:
             yield f'data.pairs "{data.pairs}" needs model.pooler true'
         if data.pairs != "none" and model.token_types < 2:
@@ -68,14 +63,3 @@ class MaskedLM:
             return nats + self.pair_weight * count * pair_nats, {**sums, "pairs": count * there.sum()}
 
         return loss
-
-
-def weighted(
-    logits: Float[Array, "*batch classes"], targets: Int[Array, "*batch"], weights: Float[Array, "*batch"]
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Returns the weighted sums of the cross entropy in nats and of what is predicted right, float32."""
-    # What has no weight may be NaN: it goes before the logarithm, whose gradient would be 0 * NaN.
-    logits = jnp.where((weights > 0)[..., None], logits, jnp.zeros((), logits.dtype))
-    nats, _ = cross_entropy(logits, targets)
-    right = (logits.argmax(-1).astype(targets.dtype) == targets).astype(jnp.float32)
-    return (nats * weights).sum(), (right * weights).sum()

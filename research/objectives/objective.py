@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-from jaxtyping import Array, Float, Key
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from research.modules.head import cross_entropy
 
 Batch = dict[str, Array]
 Apply = Callable[..., Any]
@@ -25,3 +28,23 @@ class Objective(Protocol):
 
     def loss(self, apply: Apply) -> Loss:
         """Returns the loss: sums over a batch, "loss" (nats) and "weight" among them; the step divides."""
+
+
+def too_long(length: int, context: int, model: str = "model") -> Iterator[str]:
+    """Yields that rows of ``length`` are longer than the context of ``model``, if they are."""
+    if length > context:
+        yield (
+            f"data.length {length} is longer than {model}.context {context}; "
+            f"the longest possible is {context}"
+        )
+
+
+def weighted(
+    logits: Float[Array, "*batch classes"], targets: Int[Array, "*batch"], weights: Float[Array, "*batch"]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Returns the weighted sums of the cross entropy in nats and of what is predicted right, float32."""
+    # What has no weight may be NaN: it goes before the logarithm, whose gradient would be 0 * NaN.
+    logits = jnp.where((weights > 0)[..., None], logits, jnp.zeros((), logits.dtype))
+    nats, _ = cross_entropy(logits, targets)
+    right = (logits.argmax(-1).astype(targets.dtype) == targets).astype(jnp.float32)
+    return (nats * weights).sum(), (right * weights).sum()

@@ -6,12 +6,10 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from research.attention.masks import Tokens
-from research.modules.head import cross_entropy
-from research.objectives.objective import Apply, Batch, Loss
+from research.objectives.objective import Apply, Batch, Loss, weighted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +17,7 @@ class Recall:
     """Name the token asked for, where a batch has weight: the loss of the synthetic tasks.
 
     Batches are those of `research.objectives.causal_lm.CausalLM`. Sums: "loss" (nats), "weight" (answers) and
-    "correct" (answers whose likeliest token is the right one).
+    "accuracy" (answers whose likeliest token is the right one).
     """
 
     def problems(self, model: Any, data: Any) -> Iterator[str]:
@@ -37,7 +35,7 @@ class Recall:
 
     def inputs(self, batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Returns tokens, and where they stand."""
-        return (batch["tokens"], Tokens(batch["positions"], batch["segments"])), {}
+        return (batch["tokens"], Tokens(batch["positions"], batch["segments"], in_order=True)), {}
 
     def loss(self, apply: Apply) -> Loss:
         """Returns the loss; ``apply``: (variables, tokens, place, key=) -> (logits, anything)."""
@@ -47,12 +45,7 @@ class Recall:
         ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
             inputs, named = self.inputs(batch)
             logits, _ = apply({"params": params}, *inputs, key=key, **named)
-            weights = batch["weights"]
-            # What padding predicts may be NaN: it goes before the logarithm, whose gradient would be 0 * NaN.
-            logits = jnp.where((weights > 0)[..., None], logits, 0.0)
-            nats, _ = cross_entropy(logits, batch["targets"])
-            correct = jnp.where(logits.argmax(-1) == batch["targets"], weights, 0.0)
-            total = (nats * weights).sum()
-            return total, {"loss": total, "weight": weights.sum(), "correct": correct.sum()}
+            nats, right = weighted(logits, batch["targets"], batch["weights"])
+            return nats, {"loss": nats, "weight": batch["weights"].sum(), "accuracy": right}
 
         return loss

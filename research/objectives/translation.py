@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from research.attention.masks import Tokens
 from research.modules.head import cross_entropy
-from research.objectives.objective import Apply, Batch, Loss
+from research.objectives.objective import Apply, Batch, Loss, too_long
 
 
 def smoothed_cross_entropy(
@@ -44,11 +44,7 @@ class Translation:
 
     def problems(self, model: Any, data: Any) -> Iterator[str]:
         """Yields what keeps the model from learning this from the data, each as one clear sentence."""
-        if data.length > model.context:
-            yield (
-                f"data.length {data.length} is longer than model.context {model.context}; "
-                f"the longest possible is {model.context}"
-            )
+        yield from too_long(data.length, model.context)
 
     def inputs(self, batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Returns source and target tokens, and where they stand."""

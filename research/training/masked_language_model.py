@@ -138,7 +138,7 @@ def fill(trained: Trained, text: str, *, top: int = 5) -> list[list[Candidate]]:
     probabilities[:, tokenizer.special] = 0.0
     return [
         [
-            Candidate(tokenizer.token(int(i)), float(row[i]), _filled(trained, ids, gap, int(i)))
+            Candidate(tokenizer.name_of(int(i)), float(row[i]), _filled(trained, ids, gap, int(i)))
             for i in np.argsort(-row)[:top]
         ]
         for gap, row in zip(gaps, probabilities, strict=True)

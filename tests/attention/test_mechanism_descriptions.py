@@ -122,8 +122,6 @@ def test_what_cannot_be_is_refused_in_one_line():
     fixed = SparseTransformer(factors="fixed", stride=4, summary=5)
     assert "summary 5 is more than the model.attention.stride 4" in problems(fixed)
     assert "chooses among the blocks before" in problems(MoBA(), causal=False)
-    assert "how long its context is" in problems(BigBird(), context=None)
-    assert "how long its context is" in problems(Linformer(), causal=False, context=None)
     assert "in a decoder choose 'linear-transformer'" in problems(Linformer())
     for positions in (Rotary(), Alibi(), RelativeBias()):
         assert "choose 'learned' or 'sinusoidal'" in problems(Linformer(), False, positions)

@@ -19,7 +19,7 @@ from research.attention.features import (
     unit,
 )
 from research.attention.masks import Tokens
-from research.attention.recurrent import document_starts, real_tokens
+from research.attention.recurrent import document_starts
 
 RNG = np.random.default_rng(0)
 
@@ -117,7 +117,7 @@ def test_short_convolution_stays_within_documents(width):
     x = np.where((SEGMENTS != 0)[:, :, None], x, np.float32(0))
     tokens = Tokens(jnp.zeros((2, 8), jnp.int32), jnp.asarray(SEGMENTS))
     document = jnp.cumsum(document_starts(tokens), axis=1, dtype=jnp.int32)
-    real = real_tokens(tokens)
+    real = tokens.real
     out = short_convolution(jnp.asarray(x), jnp.asarray(kernel), document=document, tail=jnp.asarray(tail))
     want = convolved(x, kernel, SEGMENTS, tail)
     np.testing.assert_allclose(np.asarray(out)[SEGMENTS != 0], want[SEGMENTS != 0], atol=1e-5)

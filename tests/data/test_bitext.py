@@ -110,6 +110,8 @@ def test_bad_descriptions_are_one_line(fields, words):
 
 def test_problems_are_told():
     assert not list(Bitext().problems())
+    assert not list(Bitext(corpus="files", source="a", target="b").problems())
+    assert "add --data.corpus files" in next(Bitext(source="a", target="b").problems())
     assert "the least that has is 1024" in next(Bitext(batch_tokens=1000, length=128).problems())
 
 
@@ -124,6 +126,14 @@ def test_multi30k_from_a_directory(tmp_path):
     assert text.splits() == ["train", "valid", "test_2016_flickr", "test_2017_flickr", "test_2017_mscoco"]
     assert list(text.pairs("valid")) == [(f"fr val {i}", f"de val {i}") for i in range(2)]
     assert len(list(text.pairs("train"))) == 5
+
+
+def test_multi30k_whose_files_differ_in_length_is_refused(tmp_path):
+    for stem in ("train", "val", "test_2016_flickr", "test_2017_flickr", "test_2017_mscoco"):
+        for language in ("en", "de"):
+            (tmp_path / f"{stem}.{language}").write_text("a line\n" * (3 if language == "en" else 2))
+    with pytest.raises(UserError, match=r"train.en has 3 lines and .*train.de 2: line n of one must be"):
+        list(Bitext(directory=str(tmp_path)).open().pairs("train"))
 
 
 @pytest.mark.skipif("HEADWAY_DATA" not in os.environ, reason="HEADWAY_DATA names no data")

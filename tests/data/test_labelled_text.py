@@ -133,9 +133,21 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path, change, message):
         data.prepare(vocabulary=120)
 
 
+def test_a_spreadsheets_mark_is_no_part_of_the_first_field_and_an_endless_field_is_an_error(tmp_path):
+    path = write(tmp_path / "data.csv", ROWS)
+    plain = LabelledText(path=path, valid_path=path, batch=2).prepare(vocabulary=120)
+    (tmp_path / "marked.csv").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "data.csv").read_bytes())
+    marked = LabelledText(path=str(tmp_path / "marked.csv"), valid_path=path, batch=2).prepare(vocabulary=120)
+    np.testing.assert_array_equal(marked.train.tokens, plain.train.tokens)
+    (tmp_path / "open.csv").write_text('text,label\n"' + "never closed " * 20_000)
+    with pytest.raises(UserError, match=r"cannot read .*open.csv: field larger than field limit"):
+        LabelledText(path=str(tmp_path / "open.csv"), batch=2).prepare(vocabulary=120)
+
+
 def test_a_label_that_training_does_not_know_is_named_by_file_and_line(tmp_path):
     path = write(tmp_path / "train.csv", ROWS)
     other = write(tmp_path / "test.csv", [*ROWS[:2], ("what", "lots")])
     with pytest.raises(UserError, match=r"test.csv, line 4: field 'label' is 'lots', .* did you mean 'lost'"):
         LabelledText(path=path, valid_path=other, batch=2).prepare(vocabulary=120)
     assert "did you mean 'cola'" in next(LabelledText(source="glue/coal").problems())
+    assert "add --data.source files" in next(LabelledText(source="glue/cola", path=path).problems())

@@ -47,6 +47,11 @@ def kinds(tokenizer):
     return Kinds(tokenizer.mask, tokenizer.special, tokenizer.continues)
 
 
+def test_white_space_alone_makes_no_rows(tokenizer):
+    with pytest.raises(UserError, match="nothing but white space"):
+        PackedRows.of(Sentences.of([" \n\n "], tokenizer), tokenizer, LENGTH)
+
+
 def test_sentences_end_where_a_reader_says():
     text = 'Mr. Smith left. "Why?" he asked (twice!) Then: nothing.\n\nA title\n\nIt cost 3.50. Yes'
     expected = ["Mr. Smith left.", '"Why?" he asked (twice!)', "Then: nothing.", "A title", "It cost 3.50."]

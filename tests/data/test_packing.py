@@ -124,17 +124,9 @@ def test_global_batches_do_not_depend_on_the_number_of_processes(processes):
     assert_same(joined, list(valid_batches(STREAM, length=8, batch=4)))
 
 
-@pytest.mark.parametrize("threads", [1, 3])
-def test_reading_ahead_changes_nothing(threads):
-    assert_same(
-        take(train_batches(STREAM, **SHAPE, threads=threads), 30), take(train_batches(STREAM, **SHAPE), 30)
-    )
-
-
 @pytest.mark.parametrize("at", [0, 1, 5, 7, 8, 23])
-@pytest.mark.parametrize("threads", [0, 2])
-def test_state_restores_any_position(at, threads):
-    straight = train_batches(STREAM, **SHAPE, threads=threads)
+def test_state_restores_any_position(at):
+    straight = train_batches(STREAM, **SHAPE)
     take(straight, at)
     state = straight.get_state()
     rest = take(straight, 10)

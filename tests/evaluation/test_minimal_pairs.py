@@ -97,6 +97,7 @@ def test_files_are_read_plain_and_compressed_and_published_rows_beside_them(tmp_
     summary = [{"UID": "order", "linguistics_term": "syntax", "gpt2": 0.9}, {"UID": "other", "gpt2": 0.1}]
     (tmp_path / "models_summary.jsonl").write_text("\n".join(map(json.dumps, summary)))
     assert published(tmp_path / "pairs.jsonl.xz", [one]) == {"gpt2": {"syntax": 0.9, "mean": 0.9}}
+    assert read_pairs(tmp_path) == [one, one]  # the summary has no pairs
 
 
 @pytest.mark.parametrize(
@@ -117,3 +118,6 @@ def test_bad_lines_are_named_by_file_line_and_field(tmp_path, line, message):
         read_pairs(tmp_path / "pairs.jsonl")
     with pytest.raises(UserError, match="no file of minimal pairs"):
         read_pairs(tmp_path / "none.jsonl")
+    (tmp_path / "pairs.jsonl").write_text("\n")
+    with pytest.raises(UserError, match=r"pairs.jsonl is empty"):
+        read_pairs(tmp_path / "pairs.jsonl")

@@ -212,5 +212,5 @@ def test_moba_reads_its_own_block_and_the_best_before(top):
         want[b, i, h] = powers @ v[b, keys, h // 2] / powers.sum()
         seen += len(keys)
     check(got, output(want, params))
-    geometry = Geometry(WIDTH, HEADS, 2, DIM)
+    geometry = Geometry(WIDTH, HEADS, 2, DIM, context=9)
     assert mechanism.visible_keys(geometry, LENGTH, causal=True) == seen / (BATCH * HEADS * LENGTH)

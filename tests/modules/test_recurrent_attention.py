@@ -28,7 +28,7 @@ from research.modules.attention import AttentionSpec
 from research.modules.recurrent import RecurrentAttention
 
 EVERY = (LinearTransformer, Performer, Based, Retention, GLA, Mamba2, DeltaNet, GatedDeltaNet, KimiDelta)
-GPT2 = Geometry(768, 12, 12, 64)
+GPT2 = Geometry(768, 12, 12, 64, context=1024)
 
 
 def layer(mechanism: Recurrent, geometry: Geometry, *, causal: bool = True, **fields) -> RecurrentAttention:
@@ -72,7 +72,7 @@ def test_what_does_not_fit_is_refused_in_one_sentence(form):
 def test_a_linear_transformer_reads_a_memory():
     """Cross-attention with elu + 1, by its definition; padding of the memory may hold NaN."""
     rng = np.random.default_rng(0)
-    module = layer(LinearTransformer(), Geometry(8, 2, 2, 4))
+    module = layer(LinearTransformer(), Geometry(8, 2, 2, 4, context=16))
     x, memory = (rng.normal(size=(2, n, 8)).astype(np.float32) for n in (3, 5))
     params = jax.jit(module.init)(jax.random.key(0), jnp.asarray(x))
     tokens = Tokens.of_lengths(jnp.array([5, 3]), 5)
@@ -96,7 +96,8 @@ def test_a_linear_transformer_reads_a_memory():
 @pytest.mark.slow
 def test_performer_redraws_only_when_asked_and_given_a_key():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 4, 8)), jnp.float32)
-    fixed, drawn = (layer(Performer(redraw=redraw), Geometry(8, 2, 2, 4)) for redraw in (False, True))
+    geometry = Geometry(8, 2, 2, 4, context=16)
+    fixed, drawn = (layer(Performer(redraw=redraw), geometry) for redraw in (False, True))
     params = jax.jit(fixed.init)(jax.random.key(0), x)
     calls = [
         jax.jit(module.apply)(params, x, key=key)[0]
@@ -148,7 +149,7 @@ def test_kimi_delta_equals_hugging_face():
     }  # fmt: skip
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
     x = np.random.default_rng(0).normal(size=(2, length, width)).astype(np.float32)
-    module = layer(KimiDelta(key_dim=head_dim), Geometry(width, heads, heads, head_dim))
+    module = layer(KimiDelta(key_dim=head_dim), Geometry(width, heads, heads, head_dim, context=16))
     ours, _ = jax.jit(module.apply)({"params": params}, jnp.asarray(x))
     with torch.no_grad():
         want = theirs(torch.from_numpy(x)).numpy()

@@ -17,7 +17,7 @@ from research.modules.attention import AttentionSpec
 from research.modules.block import BlockSpec, Context, Stack, empty_cache
 
 BATCH, LENGTH, MEMORY, WIDTH, LAYERS = 2, 5, 7, 12, 2
-SPEC = AttentionSpec(Geometry(width=WIDTH, heads=4, kv_heads=2, head_dim=3))
+SPEC = AttentionSpec(Geometry(width=WIDTH, heads=4, kv_heads=2, head_dim=3, context=16))
 CAUSAL = dataclasses.replace(SPEC, causal=True)
 DECODER = BlockSpec(CAUSAL, 16, "relu", cross_attention=True)
 RNG = np.random.default_rng(0)
@@ -141,6 +141,20 @@ def test_every_form_of_a_stack_gives_the_same(depth, remat):
         gradients,
         want_gradients,
     )
+
+
+def test_saving_the_dots_spares_attentions_forward_pass():
+    attention = dataclasses.replace(CAUSAL, engine="flash")
+    spec = dataclasses.replace(DECODER, attention=attention, cross_attention=False)
+    context = Context(Tokens.arange(LENGTH))
+    params = parameters(Stack((spec,), 1), context)
+
+    def exponentials(remat):
+        stack = Stack((spec,), 1, "scan", remat)
+        gradient = jax.grad(lambda params: stack.apply({"params": params}, X, context)[0].sum())
+        return str(jax.make_jaxpr(gradient)(params)).count("= exp ")
+
+    assert exponentials("none") == exponentials("dots") < exponentials("block")
 
 
 def test_dropout_differs_by_layer_and_by_key():

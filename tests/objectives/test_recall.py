@@ -31,7 +31,7 @@ def test_sums_are_those_of_the_answers_alone():
     chances /= chances.sum(-1, keepdims=True)
     expected = -sum(np.log(chances[i, j, targets[i, j]]) for i, j in np.argwhere(weights))
     assert float(total) == float(sums["loss"]) == pytest.approx(expected, rel=1e-5)
-    assert float(sums["weight"]) == 3 and float(sums["correct"]) == 2
+    assert float(sums["weight"]) == 3 and float(sums["accuracy"]) == 2
 
 
 def test_rows_that_do_not_fit_the_model_are_problems():

@@ -27,6 +27,7 @@ ONE = {"data": 1, "fsdp": 1, "tensor": 1, "sequence": 1}
         ({"model.kv_heads": "2"}, "model.kv_heads 2 does not divide model.heads 3; nearest: 1 or 3"),
         ({"model.kv_heads": "6"}, "model.kv_heads 6 does not divide model.heads 3; nearest: 3"),
         ({"model.layers": "0"}, "model.layers is 0; it must be at least 1"),
+        ({"model.norm_epsilon": "-1"}, "model.norm_epsilon is -1.0; it must be above 0"),
         ({"model.dropout": "1"}, "model.dropout is 1.0; it must be at least 0 and below 1"),
         (
             {"model.attention": "sliding-window", "model.attention.window": "0"},

@@ -1,0 +1,32 @@
+"""Every experiment and ablation of the repository can be built."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from research.ablation.grid import load_ablation, rows
+from research.training.description import load_experiment
+from research.training.validity import validate
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+
+
+def files(*folders):
+    found = [file for folder in folders for file in sorted((EXPERIMENTS / folder).glob("*.py"))]
+    return [pytest.param(file, id=file.stem) for file in found if file.stem != "pretraining_pays"]
+
+
+@pytest.mark.parametrize("file", files("gpt", "bert", "translation"))
+def test_an_experiment_holds_together_and_says_how_it_is_run(file):
+    validate(load_experiment(file))
+    assert f"headway train {file.relative_to(EXPERIMENTS.parent)}" in file.read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", files("ablations"))
+def test_the_combinations_of_an_ablation_hold_together(file):
+    assert len(rows(dataclasses.replace(load_ablation(file), matched=()))) > 1
+    assert f"headway ablate {file.relative_to(EXPERIMENTS.parent)}" in file.read_text(encoding="utf-8")
