@@ -76,6 +76,11 @@ class Ablation:
         return "accuracy" in self.quality
 
     @property
+    def across(self) -> tuple[str, ...]:
+        """Names of the factors over whose choices parameter counts agree."""
+        return tuple(factor.name for factor in self.factors) if self.matched is None else self.matched
+
+    @property
     def rates(self) -> tuple[float, ...]:
         """Learning rates that are tried."""
         return self.learning_rates or (self.base.optimizer.learning_rate,)
@@ -240,7 +245,7 @@ def _problems(ablation: Ablation) -> Iterator[str]:
         for field in factor.varies:
             if field in ("name", "seed") or (field == _RATE and ablation.learning_rates):
                 yield f"factor {factor.name!r} varies {field}, which the grid sets for every point"
-            if field == _WIDTH and ablation.matched != ():
+            if field == _WIDTH and ablation.across:
                 yield f"factor {factor.name!r} varies {field}, which matches parameter counts; set matched=()"
     for one, other in itertools.combinations(ablation.factors, 2):
         for field in one.varies:
@@ -250,7 +255,7 @@ def _problems(ablation: Ablation) -> Iterator[str]:
 
 def _matched(ablation: Ablation, row: Row, before: list[Row]) -> Row:
     """Returns the row with its feed-forward width such that it has as many parameters as its reference."""
-    across = {factor.name for factor in ablation.factors} if ablation.matched is None else ablation.matched
+    across = ablation.across
     own = [label for label in row.labels if label[0] not in across]
     reference = next(
         (other for other in before if [label for label in other.labels if label[0] not in across] == own), row
@@ -258,7 +263,7 @@ def _matched(ablation: Ablation, row: Row, before: list[Row]) -> Row:
     target = reference.parameters
     if abs(row.parameters - target) <= TOLERANCE * target:
         return row
-    advice = f"change the choice, or leave its factor out of matched={tuple(across)}"
+    advice = f"change the choice, or leave its factor out of matched={across}"
     counts = f"{row.parameters:,} parameters, {target:,} in {reference.title!r}"
     refused = f"{ablation.name}, {row.title}: {counts}, and "
     if _WIDTH not in dict(leaves(row.experiment)):
