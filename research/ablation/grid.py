@@ -59,7 +59,7 @@ class Ablation:
     """What is varied; the first combination is what the others are compared with."""
     learning_rates: tuple[float, ...] = ()
     """Peak learning rates tried for every combination with the first seed; the rate with the best quality is
-    kept for the other seeds. Empty: the base's own."""
+    kept for the other seeds. Empty: each combination's own."""
     seeds: tuple[int, ...] = (0,)
     """Seeds of the runs, in place of the base's own."""
     matched: tuple[str, ...] | None = None
@@ -80,10 +80,9 @@ class Ablation:
         """Names of the factors over whose choices parameter counts agree."""
         return tuple(factor.name for factor in self.factors) if self.matched is None else self.matched
 
-    @property
-    def rates(self) -> tuple[float, ...]:
-        """Learning rates that are tried."""
-        return self.learning_rates or (self.base.optimizer.learning_rate,)
+    def rates(self, row: Row) -> tuple[float, ...]:
+        """Returns the learning rates that are tried for a combination."""
+        return self.learning_rates or (row.experiment.optimizer.learning_rate,)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,9 +224,12 @@ def _problems(ablation: Ablation) -> Iterator[str]:
     for name, numbers, least in (("seeds", ablation.seeds, 0), ("contexts", ablation.contexts, 1)):
         if not numbers or min(numbers) < least:
             yield f"{name} is {numbers}; it must have a number, and none below {least}"
-    repeated = {name for name in names if names.count(name) > 1}
-    if repeated or len(set(ablation.seeds)) < len(ablation.seeds):
-        yield f"{', '.join(repeated) or 'a seed'} is there twice"
+    numbers = [f"{rate:g}" for rate in ablation.learning_rates], [str(seed) for seed in ablation.seeds]
+    for kind, given in zip(("factor", "learning rate", "seed"), (names, *numbers), strict=True):
+        for one in sorted({one for one in given if given.count(one) > 1}):
+            yield f"the {kind} {one} is there twice"
+    if ablation.learning_rates and min(ablation.learning_rates) <= 0:
+        yield f"learning_rates is {ablation.learning_rates}; all must be above 0"
     for name in ablation.matched or ():
         if name not in names:
             yield f"matched names {name!r}, which is no factor{nearest(name, names)}"
@@ -242,7 +244,7 @@ def _problems(ablation: Ablation) -> Iterator[str]:
                         f"more than the factor declares ({', '.join(factor.varies)}): declare it, or set it "
                         "in the base"
                     )
-        for field in factor.varies:
+        for field in dict.fromkeys((*factor.varies, *itertools.chain(*factor.choices.values()))):
             if field in ("name", "seed") or (field == _RATE and ablation.learning_rates):
                 yield f"factor {factor.name!r} varies {field}, which the grid sets for every point"
             if field == _WIDTH and ablation.across:

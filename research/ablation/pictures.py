@@ -82,7 +82,7 @@ def _against_cost(ablation: Ablation, done: Sequence[Summary]) -> Iterator[tuple
 
 
 def _swept(ablation: Ablation, done: Sequence[Summary]) -> Iterator[tuple[str, Figure]]:
-    if len(ablation.rates) < 2:
+    if len(ablation.learning_rates) < 2:
         return
     curves = {
         one.row.title: sorted(

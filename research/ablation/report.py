@@ -162,7 +162,7 @@ def _parts(
     if tests:
         parts += [page.heading("Tests of the finished models"), page.table(*tests, text_columns=factors)]
     parts += [page.picture(figure) for figure in pictures.values()]
-    if len(ablation.rates) > 1:
+    if len(ablation.learning_rates) > 1:
         parts += [
             page.heading("Every learning rate"),
             page.paragraph(
@@ -195,8 +195,9 @@ def _introduction(ablation: Ablation, found: Sequence[Summary]) -> str:
         else "One seed, so there are no intervals: small differences mean nothing."
     )
     rates = (
-        f" Each row has the best of the learning rates {', '.join(f'{rate:g}' for rate in ablation.rates)}."
-        if len(ablation.rates) > 1
+        " Each row has the best of the learning rates "
+        f"{', '.join(f'{rate:g}' for rate in ablation.learning_rates)}."
+        if len(ablation.learning_rates) > 1
         else ""
     )
     return (
@@ -207,12 +208,13 @@ def _introduction(ablation: Ablation, found: Sequence[Summary]) -> str:
 
 
 def _rates(ablation: Ablation, found: Sequence[Summary]) -> tuple[list[str], list[list[page.Cell]]]:
-    header = [*(factor.name for factor in ablation.factors), *(f"{rate:g}" for rate in ablation.rates)]
+    header = [factor.name for factor in ablation.factors]
+    header += [f"{rate:g}" for rate in ablation.learning_rates]
     body: list[list[page.Cell]] = []
     for one in found:
         own = {result["learning_rate"]: result for result in one.tried}
         cells: list[page.Cell] = [label for _, label in one.row.labels]
-        for rate in ablation.rates:
+        for rate in ablation.learning_rates:
             failed = rate not in own or "failed" in own[rate]
             cells.append("failed" if failed else f"{quality(ablation, own[rate]):.4f}")
         body.append(cells)

@@ -68,7 +68,7 @@ def run(
       UserError: the directory cannot be written, or is in use.
     """
     first, *others = ablation.seeds
-    points = [point(ablation, row, rate, first) for row in rows for rate in ablation.rates]
+    points = [point(ablation, row, rate, first) for row in rows for rate in ablation.rates(row)]
     total = len(points) + len(rows) * len(others)
     pool = _Pool(directory, parallel, total, ablation, report, command)
     with _locked(directory):
@@ -76,7 +76,7 @@ def run(
         if others:
             rates = [best_rate(ablation, [r for p, r in tried if p.row is row]) for row in rows]
             chosen = [
-                point(ablation, row, ablation.rates[0] if rate is None else rate, seed)
+                point(ablation, row, ablation.rates(row)[0] if rate is None else rate, seed)
                 for row, rate in zip(rows, rates, strict=True)
                 for seed in others
             ]
