@@ -224,10 +224,14 @@ def _problems(ablation: Ablation) -> Iterator[str]:
     for name, numbers, least in (("seeds", ablation.seeds, 0), ("contexts", ablation.contexts, 1)):
         if not numbers or min(numbers) < least:
             yield f"{name} is {numbers}; it must have a number, and none below {least}"
-    numbers = [f"{rate:g}" for rate in ablation.learning_rates], [str(seed) for seed in ablation.seeds]
-    for kind, given in zip(("factor", "learning rate", "seed"), (names, *numbers), strict=True):
+    listed = {
+        "factor": names,
+        "learning rate": [f"{rate:g}" for rate in ablation.learning_rates],
+        "seed": [str(seed) for seed in ablation.seeds],
+    }
+    for what, given in listed.items():
         for one in sorted({one for one in given if given.count(one) > 1}):
-            yield f"the {kind} {one} is there twice"
+            yield f"the {what} {one} is there twice"
     if ablation.learning_rates and min(ablation.learning_rates) <= 0:
         yield f"learning_rates is {ablation.learning_rates}; all must be above 0"
     for name in ablation.matched or ():
