@@ -49,7 +49,10 @@ def import_run(source: Path, out: Path, report: Callable[[str], None]) -> dict[s
     refuse_run(out)
     config = _config(source)
     family = families.of_config(config)
-    model = family.describe(config)
+    try:
+        model = family.describe(config)
+    except KeyError as error:
+        raise UserError(f"the config.json of {source} has no {error.args[0]}") from None
     tokenizer = _tokenizer(source, model.vocabulary)
     with Tensors(source) as tensors:
         names = tensors.names()
@@ -100,12 +103,14 @@ def make_run(out: Path, experiment: Experiment, files: Mapping[str, str], params
 def _config(source: Path) -> dict[str, Any]:
     file = source / "config.json" if source.is_dir() else source.with_name("config.json")
     if not file.is_file():
-        Tensors(source).__exit__(None, None, None)  # which says what is wrong with the place, if anything
-        raise UserError(f"{file} is missing: it says what the tensors are")
+        with Tensors(source):  # which says what is wrong with the place, if anything
+            raise UserError(f"{file} is missing: it says what the tensors are")
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{file} is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{file} holds no JSON object")
     return found
 
 
@@ -170,7 +175,10 @@ def export_run(
     if dtype is None:
         dtype = json.loads(origin.read_text("utf-8")).get("dtype") if origin.exists() else None
         dtype = dtype or "float32"
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make {out}: {error.strerror}") from error
     end = trained.tokenizer.end_of_text
     ends = {"bos_token_id": end, "eos_token_id": end}
     table = slots(family.root(model), family.block(model), model.layers, _BLOCKS)
