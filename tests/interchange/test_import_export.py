@@ -228,5 +228,5 @@ def test_an_export_touches_no_files_that_are_there(runs, tmp_path):
     (tmp_path / "mine").write_text("")
     with pytest.raises(UserError, match="is there already"):
         export_run(load(runs["gpt2"]), tmp_path, None, print)
-    with pytest.raises(UserError, match="cannot make .*: Not a directory"):
+    with pytest.raises(UserError, match=r"cannot make .*: Not a directory"):
         export_run(load(runs["gpt2"]), tmp_path / "mine" / "out", None, print)
