@@ -63,21 +63,16 @@ _ATTENTION = {
     "initial": RATE,
     "seed": WORD,
 }
+_NETWORK = {
+    **dict.fromkeys(("vocabulary", "context", "layers", "decoder_layers", "width"), AT_LEAST_1),
+    **dict.fromkeys(("heads", "kv_heads", "feed_forward_width"), AT_LEAST_1),
+    **dict.fromkeys(("logit_soft_cap", "norm_epsilon"), ABOVE_0),
+    "token_types": AT_LEAST_0,
+    "dropout": RATE,
+}
 _SCALING = {"factor": AT_LEAST_1, "context": AT_LEAST_1, "fast": ABOVE_0, "slow": ABOVE_0}
 _RANGES: dict[type, dict[str, Range]] = {
-    GPT: {
-        **dict.fromkeys(("vocabulary", "context", "layers", "width", "heads", "kv_heads"), AT_LEAST_1),
-        "feed_forward_width": AT_LEAST_1,
-        "logit_soft_cap": ABOVE_0,
-        "dropout": RATE,
-    },
-    BERT: {
-        **dict.fromkeys(("vocabulary", "context", "layers", "width", "heads", "kv_heads"), AT_LEAST_1),
-        "feed_forward_width": AT_LEAST_1,
-        "token_types": AT_LEAST_0,
-        "norm_epsilon": ABOVE_0,
-        "dropout": RATE,
-    },
+    **dict.fromkeys((GPT, BERT, Transformer, Seq2Seq), _NETWORK),
     **dict.fromkeys(typing.get_args(Single), _ATTENTION),
     Interleaved: dict.fromkeys(("firsts", "seconds"), AT_LEAST_1),
     Rotary: {"base": ABOVE_0},
@@ -108,12 +103,6 @@ _RANGES: dict[type, dict[str, Range]] = {
         **dict.fromkeys(("depth", "arguments"), ("at least 2", lambda x: x >= 2)),
         "draw_seed": WORD,
     },
-    Transformer: {
-        **dict.fromkeys(("vocabulary", "context", "layers", "decoder_layers", "width", "heads"), AT_LEAST_1),
-        **dict.fromkeys(("kv_heads", "feed_forward_width"), AT_LEAST_1),
-        "dropout": RATE,
-    },
-    Seq2Seq: {**dict.fromkeys(("vocabulary", "context", "layers", "width"), AT_LEAST_1), "dropout": RATE},
     Alignment: {"window": AT_LEAST_1},
     Bitext: {
         "valid_fraction": PART,
