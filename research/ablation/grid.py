@@ -22,6 +22,7 @@ from research.training.description import call, from_json, to_json
 from research.training.experiment import Experiment
 from research.training.overrides import leaves, override
 from research.training.program import initial_parameters
+from research.training.run_directory import higher_is_better
 from research.training.validity import validate
 
 TOLERANCE = 0.01
@@ -73,7 +74,7 @@ class Ablation:
     @property
     def higher_is_better(self) -> bool:
         """Whether quality is a score, not a loss."""
-        return "accuracy" in self.quality
+        return higher_is_better(self.quality)
 
     @property
     def across(self) -> tuple[str, ...]:

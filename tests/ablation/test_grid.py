@@ -84,6 +84,13 @@ def test_counts_are_matched_only_over_the_factors_named():
     assert [row.parameters for row in found] == pytest.approx([narrow, narrow, wide, wide], rel=0.01)
 
 
+@pytest.mark.parametrize(
+    ("quality", "higher"), [("valid/loss", False), ("valid/accuracy", True), ("test/length 64", True)]
+)
+def test_accuracies_are_scores_on_test_rows_too(quality, higher):
+    assert dataclasses.replace(GRID, quality=quality).higher_is_better is higher
+
+
 def test_a_point_is_its_row_with_a_rate_and_a_seed():
     grid = Ablation("grid", BASE, (WINDOW,), learning_rates=(1e-3, 3e-3), seeds=(0, 7))
     row = rows(grid)[1]
