@@ -60,7 +60,7 @@ def series(rows: Sequence[dict[str, Any]], metric: str) -> list[tuple[float, flo
 def metric_label(metric: str) -> str:
     """Returns an axis label for a metric, with its unit where it has one."""
     part, _, name = metric.partition("/")
-    units = {"loss": "loss (nats per token)", "bits_per_byte": "bits per byte", "accuracy": "accuracy"}
+    units = {"loss": "loss (nats)", "bits_per_byte": "bits per byte", "accuracy": "accuracy"}
     side = {"train": "training ", "valid": "validation ", "test": "test "}.get(part, "")
     return side + units.get(name, name.replace("_", " "))
 
