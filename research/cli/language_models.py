@@ -145,7 +145,7 @@ def sample(target: str, options: Sample, overrides: Mapping[str, str]) -> None:
     model, learned = trained.experiment.model, trained.experiment.objective
     if not isinstance(learned, CausalLM) or not isinstance(model, GPT):
         raise UserError(
-            f"sample needs a run of objective 'causal-lm'; {target} learned {kind(type(learned))!r}"
+            f"sample needs a run of objective {kind(CausalLM)!r}; {target} learned {kind(type(learned))!r}"
         )
     texts = continuations(
         model,
