@@ -231,8 +231,8 @@ def _problems(ablation: Ablation) -> Iterator[str]:
         "seed": [str(seed) for seed in ablation.seeds],
     }
     for what, given in listed.items():
-        for one in sorted({one for one in given if given.count(one) > 1}):
-            yield f"the {what} {one} is there twice"
+        for name in sorted({name for name in given if given.count(name) > 1}):
+            yield f"the {what} {name} is there twice"
     if ablation.learning_rates and min(ablation.learning_rates) <= 0:
         yield f"learning_rates is {ablation.learning_rates}; all must be above 0"
     for name in ablation.matched or ():
