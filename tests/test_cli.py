@@ -93,6 +93,12 @@ def test_help_of_a_command_lists_its_options(capsys, name):
     assert "-h, --help" not in out and out.startswith(f"usage: headway {name} ")
 
 
+def test_help_takes_the_options_of_the_command(capsys):
+    for command in (["plan", QUICKSTART, "--search", "--json"], ["train", QUICKSTART, "--from", "runs/x"]):
+        code, out, _ = run(capsys, *command, "--help")
+        assert code == 0 and "Every field of the experiment is an option" in out
+
+
 def test_help_of_an_experiment_lists_every_field_with_docstring_and_value(capsys):
     code, out, _ = run(capsys, "train", QUICKSTART, "--help")
     words = " ".join(out.split())

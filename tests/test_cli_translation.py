@@ -84,3 +84,7 @@ def test_bad_lines_and_languages_are_one_line(place, monkeypatch, capsys):
     say(monkeypatch, b"a\n\xff\n")
     assert main(["translate", str(place / "run")]) == 2
     assert "standard input, line 2 is not UTF-8" in capsys.readouterr().err
+    (place / "pairs").write_text('{"sentence_good": "a", "sentence_bad": "b"}\n')
+    blimp = ["--task", "blimp", "--data.path", str(place / "pairs")]
+    assert main(["evaluate", str(place / "run"), *blimp]) == 2
+    assert "is not a run of a language model" in capsys.readouterr().err

@@ -22,6 +22,7 @@ from research.training.description import call, from_json, to_json
 from research.training.experiment import Experiment
 from research.training.overrides import leaves, override
 from research.training.program import initial_parameters
+from research.training.run_directory import higher_is_better
 from research.training.validity import validate
 
 TOLERANCE = 0.01
@@ -59,7 +60,7 @@ class Ablation:
     """What is varied; the first combination is what the others are compared with."""
     learning_rates: tuple[float, ...] = ()
     """Peak learning rates tried for every combination with the first seed; the rate with the best quality is
-    kept for the other seeds. Empty: the base's own."""
+    kept for the other seeds. Empty: each combination's own."""
     seeds: tuple[int, ...] = (0,)
     """Seeds of the runs, in place of the base's own."""
     matched: tuple[str, ...] | None = None
@@ -73,12 +74,16 @@ class Ablation:
     @property
     def higher_is_better(self) -> bool:
         """Whether quality is a score, not a loss."""
-        return "accuracy" in self.quality
+        return higher_is_better(self.quality)
 
     @property
-    def rates(self) -> tuple[float, ...]:
-        """Learning rates that are tried."""
-        return self.learning_rates or (self.base.optimizer.learning_rate,)
+    def across(self) -> tuple[str, ...]:
+        """Names of the factors over whose choices parameter counts agree."""
+        return tuple(factor.name for factor in self.factors) if self.matched is None else self.matched
+
+    def rates(self, row: Row) -> tuple[float, ...]:
+        """Returns the learning rates that are tried for a combination."""
+        return self.learning_rates or (row.experiment.optimizer.learning_rate,)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,9 +225,16 @@ def _problems(ablation: Ablation) -> Iterator[str]:
     for name, numbers, least in (("seeds", ablation.seeds, 0), ("contexts", ablation.contexts, 1)):
         if not numbers or min(numbers) < least:
             yield f"{name} is {numbers}; it must have a number, and none below {least}"
-    repeated = {name for name in names if names.count(name) > 1}
-    if repeated or len(set(ablation.seeds)) < len(ablation.seeds):
-        yield f"{', '.join(repeated) or 'a seed'} is there twice"
+    listed = {
+        "factor": names,
+        "learning rate": [f"{rate:g}" for rate in ablation.learning_rates],
+        "seed": [str(seed) for seed in ablation.seeds],
+    }
+    for what, given in listed.items():
+        for name in sorted({name for name in given if given.count(name) > 1}):
+            yield f"the {what} {name} is there twice"
+    if ablation.learning_rates and min(ablation.learning_rates) <= 0:
+        yield f"learning_rates is {ablation.learning_rates}; all must be above 0"
     for name in ablation.matched or ():
         if name not in names:
             yield f"matched names {name!r}, which is no factor{nearest(name, names)}"
@@ -237,10 +249,10 @@ def _problems(ablation: Ablation) -> Iterator[str]:
                         f"more than the factor declares ({', '.join(factor.varies)}): declare it, or set it "
                         "in the base"
                     )
-        for field in factor.varies:
+        for field in dict.fromkeys((*factor.varies, *itertools.chain(*factor.choices.values()))):
             if field in ("name", "seed") or (field == _RATE and ablation.learning_rates):
                 yield f"factor {factor.name!r} varies {field}, which the grid sets for every point"
-            if field == _WIDTH and ablation.matched != ():
+            if field == _WIDTH and ablation.across:
                 yield f"factor {factor.name!r} varies {field}, which matches parameter counts; set matched=()"
     for one, other in itertools.combinations(ablation.factors, 2):
         for field in one.varies:
@@ -250,7 +262,7 @@ def _problems(ablation: Ablation) -> Iterator[str]:
 
 def _matched(ablation: Ablation, row: Row, before: list[Row]) -> Row:
     """Returns the row with its feed-forward width such that it has as many parameters as its reference."""
-    across = {factor.name for factor in ablation.factors} if ablation.matched is None else ablation.matched
+    across = ablation.across
     own = [label for label in row.labels if label[0] not in across]
     reference = next(
         (other for other in before if [label for label in other.labels if label[0] not in across] == own), row
@@ -258,7 +270,7 @@ def _matched(ablation: Ablation, row: Row, before: list[Row]) -> Row:
     target = reference.parameters
     if abs(row.parameters - target) <= TOLERANCE * target:
         return row
-    advice = f"change the choice, or leave its factor out of matched={tuple(across)}"
+    advice = f"change the choice, or leave its factor out of matched={across}"
     counts = f"{row.parameters:,} parameters, {target:,} in {reference.title!r}"
     refused = f"{ablation.name}, {row.title}: {counts}, and "
     if _WIDTH not in dict(leaves(row.experiment)):

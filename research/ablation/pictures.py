@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from research.ablation.grid import Ablation
-from research.ablation.runner import Result, quality
+from research.ablation.runner import quality
 from research.ablation.summary import Summary
 from research.ablation.worker import RUN
 from research.report.figures import lines, pareto
@@ -17,7 +17,7 @@ from research.training.run_directory import RunDirectory
 
 
 def pictures_of(
-    ablation: Ablation, found: Sequence[Summary], results: Sequence[Result], directory: Path
+    ablation: Ablation, found: Sequence[Summary], directory: Path
 ) -> Iterator[tuple[str, Figure]]:
     """Yields (file name, picture), of rows that did not fail."""
     done = [one for one in found if one.quality is not None]
@@ -46,7 +46,7 @@ def pictures_of(
             x="context (tokens)", y="time (µs per token)", log_x=True, log_y=True, marked=True,
             title="Decoding one token of one sequence",
         )  # fmt: skip
-    yield from _swept(ablation, done, results)
+    yield from _swept(ablation, done)
     yield from _longer(done)
 
 
@@ -81,18 +81,14 @@ def _against_cost(ablation: Ablation, done: Sequence[Summary]) -> Iterator[tuple
             )  # fmt: skip
 
 
-def _swept(
-    ablation: Ablation, done: Sequence[Summary], results: Sequence[Result]
-) -> Iterator[tuple[str, Figure]]:
-    if len(ablation.rates) < 2:
+def _swept(ablation: Ablation, done: Sequence[Summary]) -> Iterator[tuple[str, Figure]]:
+    if len(ablation.learning_rates) < 2:
         return
     curves = {
         one.row.title: sorted(
             (result["learning_rate"], quality(ablation, result))
-            for result in results
-            if result["labels"] == dict(one.row.labels)
-            and result["seed"] == ablation.seeds[0]
-            and "failed" not in result
+            for result in one.tried
+            if "failed" not in result
         )
         for one in done
     }

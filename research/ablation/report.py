@@ -38,7 +38,7 @@ def write(ablation: Ablation, rows: Sequence[Row], results: Sequence[Result], di
       UserError: the directory cannot be written.
     """
     found = summaries(ablation, rows, results)
-    pictures = dict(pictures_of(ablation, found, results, directory))
+    pictures = dict(pictures_of(ablation, found, directory))
     header, body = table(ablation, found)
     try:
         write_atomically(directory / ROWS, _csv(header, body))
@@ -162,13 +162,13 @@ def _parts(
     if tests:
         parts += [page.heading("Tests of the finished models"), page.table(*tests, text_columns=factors)]
     parts += [page.picture(figure) for figure in pictures.values()]
-    if len(ablation.rates) > 1:
+    if len(ablation.learning_rates) > 1:
         parts += [
             page.heading("Every learning rate"),
             page.paragraph(
                 f"{metric_label(ablation.quality)} with seed {ablation.seeds[0]}; each row keeps its best."
             ),
-            page.table(*_rates(ablation, found, results), text_columns=factors),
+            page.table(*_rates(ablation, found), text_columns=factors),
         ]
     failures = [f"{one.row.title}, {failure}" for one in found for failure in one.failures]
     if failures:
@@ -180,14 +180,11 @@ def _parts(
 
 
 def _introduction(ablation: Ablation, found: Sequence[Summary]) -> str:
-    across = (
-        [factor.name for factor in ablation.factors] if ablation.matched is None else list(ablation.matched)
-    )
     counts = [one.row.parameters for one in found]
     matched = (
-        f"Parameter counts are matched over {', '.join(across)} (within 1 %, by the feed-forward width); "
-        f"they lie between {min(counts):,} and {max(counts):,}."
-        if across
+        f"Parameter counts are matched over {', '.join(ablation.across)} (within 1 %, by the feed-forward "
+        f"width); they lie between {min(counts):,} and {max(counts):,}."
+        if ablation.across
         else "Parameter counts are not matched."
     )
     seeds = len(ablation.seeds)
@@ -198,8 +195,9 @@ def _introduction(ablation: Ablation, found: Sequence[Summary]) -> str:
         else "One seed, so there are no intervals: small differences mean nothing."
     )
     rates = (
-        f" Each row has the best of the learning rates {', '.join(f'{rate:g}' for rate in ablation.rates)}."
-        if len(ablation.rates) > 1
+        " Each row has the best of the learning rates "
+        f"{', '.join(f'{rate:g}' for rate in ablation.learning_rates)}."
+        if len(ablation.learning_rates) > 1
         else ""
     )
     return (
@@ -209,19 +207,14 @@ def _introduction(ablation: Ablation, found: Sequence[Summary]) -> str:
     )
 
 
-def _rates(
-    ablation: Ablation, found: Sequence[Summary], results: Sequence[Result]
-) -> tuple[list[str], list[list[page.Cell]]]:
-    header = [*(factor.name for factor in ablation.factors), *(f"{rate:g}" for rate in ablation.rates)]
+def _rates(ablation: Ablation, found: Sequence[Summary]) -> tuple[list[str], list[list[page.Cell]]]:
+    header = [factor.name for factor in ablation.factors]
+    header += [f"{rate:g}" for rate in ablation.learning_rates]
     body: list[list[page.Cell]] = []
     for one in found:
-        own = {
-            result["learning_rate"]: result
-            for result in results
-            if result["labels"] == dict(one.row.labels) and result["seed"] == ablation.seeds[0]
-        }
+        own = {result["learning_rate"]: result for result in one.tried}
         cells: list[page.Cell] = [label for _, label in one.row.labels]
-        for rate in ablation.rates:
+        for rate in ablation.learning_rates:
             failed = rate not in own or "failed" in own[rate]
             cells.append("failed" if failed else f"{quality(ablation, own[rate]):.4f}")
         body.append(cells)

@@ -67,31 +67,20 @@ def run(
       StoppedError: SIGTERM or Ctrl-C; points that were running have saved what they had.
       UserError: the directory cannot be written, or is in use.
     """
-    with _locked(directory):
-        return _run(ablation, rows, directory, parallel, report, command)
-
-
-def _run(
-    ablation: Ablation,
-    rows: Sequence[Row],
-    directory: Path,
-    parallel: int,
-    report: Callable[[str], None],
-    command: Command,
-) -> list[Result]:
     first, *others = ablation.seeds
-    points = [point(ablation, row, rate, first) for row in rows for rate in ablation.rates]
+    points = [point(ablation, row, rate, first) for row in rows for rate in ablation.rates(row)]
     total = len(points) + len(rows) * len(others)
     pool = _Pool(directory, parallel, total, ablation, report, command)
-    tried = pool.run(points)
-    if others:
-        rates = [best_rate(ablation, [r for p, r in tried if p.row is row]) for row in rows]
-        chosen = [
-            point(ablation, row, ablation.rates[0] if rate is None else rate, seed)
-            for row, rate in zip(rows, rates, strict=True)
-            for seed in others
-        ]
-        tried += pool.run(chosen)
+    with _locked(directory):
+        tried = pool.run(points)
+        if others:
+            rates = [best_rate(ablation, [r for p, r in tried if p.row is row]) for row in rows]
+            chosen = [
+                point(ablation, row, ablation.rates(row)[0] if rate is None else rate, seed)
+                for row, rate in zip(rows, rates, strict=True)
+                for seed in others
+            ]
+            tried += pool.run(chosen)
     order = {row.title: number for number, row in enumerate(rows)}
     tried.sort(key=lambda found: (order[found[0].row.title], found[0].rate, found[0].seed))
     return [result for _, result in tried]
@@ -185,6 +174,8 @@ class _Pool:
                     if waiting and free:
                         running.append(self._start(waiting.pop(0), min(free)))
                         continue
+                    # Either a process or a signal ends the wait, and no call of Python's waits for both: it
+                    # goes on with a wait that a signal has interrupted.
                     time.sleep(_POLL)
                     for one in [one for one in running if one.process.poll() is not None]:
                         running.remove(one)

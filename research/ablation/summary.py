@@ -19,6 +19,8 @@ class Summary:
     """Learning rate; None: every point failed."""
     results: tuple[Result, ...]
     """Those at this rate that did not fail, by seed."""
+    tried: tuple[Result, ...]
+    """Those of the first seed, at every learning rate."""
     quality: Estimate | None
     less_reference: Estimate | None
     """Quality less that of the first row, seed by seed."""
@@ -38,8 +40,8 @@ def summaries(ablation: Ablation, rows: Sequence[Row], results: Sequence[Result]
     reference: dict[int, float] = {}
     for row in rows:
         own = [result for result in results if result["labels"] == dict(row.labels)]
-        first = [result for result in own if result["seed"] == ablation.seeds[0]]
-        rate = best_rate(ablation, first) if first else None
+        tried = tuple(result for result in own if result["seed"] == ablation.seeds[0])
+        rate = best_rate(ablation, tried)
         kept = tuple(r for r in own if "failed" not in r and r["learning_rate"] == rate)
         by_seed = {result["seed"]: quality(ablation, result) for result in kept}
         if row is rows[0]:
@@ -51,5 +53,5 @@ def summaries(ablation: Ablation, rows: Sequence[Row], results: Sequence[Result]
         )
         mean = estimate(list(by_seed.values())) if by_seed else None
         less = None if row is rows[0] else difference(by_seed, reference)
-        found.append(Summary(row, rate, kept, mean, less, failures))
+        found.append(Summary(row, rate, kept, tried, mean, less, failures))
     return found

@@ -43,8 +43,9 @@ def align(source: str, target: str, *, options: Align, overrides: Mapping[str, s
     keep_freed_memory()
     # Expectations are many small operations: sentence pairs shared out to the cores are faster than each one
     # shared out by itself.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with contextlib.suppress(RuntimeError):  # JAX runs already, with the devices that it has
-        jax.config.update("jax_num_cpu_devices", min(len(os.sched_getaffinity(0)), 8))
+        jax.config.update("jax_num_cpu_devices", min(cores, 8))
 
     from research.statistical import aligner
 

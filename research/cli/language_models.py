@@ -64,9 +64,9 @@ class Sample:
 
 def evaluate(target: str, options: Evaluate, overrides: Mapping[str, str]) -> None:
     """Prints how well a run predicts text, or translates."""
+    from research.data.masked_text import MaskedText
     from research.data.text import TextData
     from research.inference.beam import Beam
-    from research.objectives.masked_lm import MaskedLM
     from research.objectives.recall import Recall
     from research.objectives.translation import Translation
     from research.training import language_model
@@ -75,27 +75,30 @@ def evaluate(target: str, options: Evaluate, overrides: Mapping[str, str]) -> No
     from research.training.trained import load
 
     trained = load(target, options.checkpoint)
+    if options.task is not None:
+        masked_language_models.evaluate_task(trained, options.task, overrides, as_json=options.json)
+        return
     if isinstance(trained.experiment.objective, Translation):
         beam = Beam(options.beam, options.length_penalty)
         translation.evaluate(trained, overrides, beam, as_json=options.json)
         return
-    if options.task is not None:
-        masked_language_models.evaluate_task(trained, options.task, overrides, as_json=options.json)
-        return
     if isinstance(trained.experiment.objective, Recall):
         _evaluate_recall(trained, overrides, as_json=options.json)
         return
-    if "data.path" in overrides:
-        overrides = {"data.source": "files", **overrides}
-    if isinstance(trained.experiment.objective, MaskedLM):
-        masked_language_models.evaluate(trained, overrides, as_json=options.json)
-        return
-    data = override(trained.experiment, overrides).data
-    if not isinstance(data, TextData):
+    learned_from = trained.experiment.data
+    if not isinstance(learned_from, (TextData, MaskedText)):
         raise UserError(
-            f"evaluate: {target} learned from {kind(type(data))!r}, which it is measured on as it trains"
+            f"evaluate: {target} learned from {kind(type(learned_from))!r}, which it is measured on as it "
+            "trains"
         )
     whole = "data.path" in overrides and "data.split" not in overrides
+    if "data.path" in overrides:
+        overrides = {"data.source": "files", **overrides}
+    data = override(trained.experiment, overrides).data
+    if isinstance(data, MaskedText):
+        masked_language_models.evaluate(trained, data, whole=whole, as_json=options.json)
+        return
+    assert isinstance(data, TextData)
     found = language_model.evaluate(trained, data, whole=whole, report=message)
     if options.json:
         print(json.dumps(found))
@@ -142,7 +145,7 @@ def sample(target: str, options: Sample, overrides: Mapping[str, str]) -> None:
     model, learned = trained.experiment.model, trained.experiment.objective
     if not isinstance(learned, CausalLM) or not isinstance(model, GPT):
         raise UserError(
-            f"sample needs a run of objective 'causal-lm'; {target} learned {kind(type(learned))!r}"
+            f"sample needs a run of objective {kind(CausalLM)!r}; {target} learned {kind(type(learned))!r}"
         )
     texts = continuations(
         model,

@@ -47,23 +47,29 @@ def _dispatch(arguments: list[str]) -> None:
     if "--help" in rest or "-h" in rest:
         print(_help(name, command, [word for word in rest if word not in ("--help", "-h")]))
         return
-    from research.training.overrides import leaves, override, split_options
+    from research.training.overrides import override
 
-    own = {field for field, _ in leaves(command.options)}
-    flags = {f.name for f in dataclasses.fields(command.options) if isinstance(f.default, bool)}
-    targets, given = split_options(rest, flags=flags)
+    targets, own, overrides = _split(command, rest)
     needed = len(command.target.split())
     if len(targets) < needed or (len(targets) > needed and not command.target.endswith("...")):
         what = (
             f"needs {command.target}" if len(targets) < needed else f"unexpected argument {targets[needed]!r}"
         )
         raise UserError(f"{name}: {what}; usage: {_usage(name, command)}")
-    overrides = {field: text for field, text in given.items() if field not in own}
     if command.overrides is not None:
         others = {f: t for f, t in overrides.items() if not f.startswith(command.overrides)}
         override(command.options, others, other_names=command.overrides)  # which raises: they are unknown
-    options = override(command.options, {field: text for field, text in given.items() if field in own})
-    command.run(*targets, options=options, overrides=overrides)
+    command.run(*targets, options=override(command.options, own), overrides=overrides)
+
+
+def _split(command: Command, rest: list[str]) -> tuple[list[str], dict[str, str], dict[str, str]]:
+    """Returns the positional arguments, the command's own options, and all other options."""
+    from research.training.overrides import split_options
+
+    flags = {field.name: isinstance(field.default, bool) for field in dataclasses.fields(command.options)}
+    targets, given = split_options(rest, flags=[name for name, flag in flags.items() if flag])
+    own = {name: text for name, text in given.items() if name in flags}
+    return targets, own, {name: text for name, text in given.items() if name not in flags}
 
 
 def _overview() -> str:
@@ -100,12 +106,12 @@ def _help(name: str, command: Command, rest: list[str]) -> str:
 def _experiment_help(command: Command, rest: list[str]) -> list[str]:
     from research.training.description import load_experiment
     from research.training.experiment import Experiment
-    from research.training.overrides import choices, override, split_options
+    from research.training.overrides import choices, override
 
-    targets, given = split_options(rest, flags={"json"})
+    targets, _, overrides = _split(command, rest)
+    overrides.pop("from", None)  # the defaults are those of the file
     experiment = load_experiment(targets[0]) if targets else Experiment(name="NAME")
-    own = {field.name for field in dataclasses.fields(command.options)}
-    experiment = override(experiment, {field: text for field, text in given.items() if field not in own})
+    experiment = override(experiment, overrides)
     values = f"those of {targets[0]}" if targets else "general; a file sets its own"
     kinds = [
         f"  {option} {{{','.join(names)}}}  (default: {current}; its fields: {option} KIND --help)"

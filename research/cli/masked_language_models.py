@@ -11,6 +11,7 @@ from research.cli.command import message
 from research.errors import UserError, nearest
 
 if TYPE_CHECKING:
+    from research.data.masked_text import MaskedText
     from research.training.trained import Trained
 
 
@@ -48,13 +49,10 @@ def fill(target: str, text: str, options: Fill, overrides: Mapping[str, str]) ->
             print(f"  {candidate.probability:7.2%}  {candidate.token:{width}}  {candidate.text}")
 
 
-def evaluate(trained: Trained, overrides: Mapping[str, str], *, as_json: bool) -> None:
-    """Prints how many gaps a run fills right."""
+def evaluate(trained: Trained, data: MaskedText, *, whole: bool, as_json: bool) -> None:
+    """Prints how many gaps a run fills right, in all of the text or in the part that is held out."""
     from research.training import masked_language_model
-    from research.training.overrides import override
 
-    data: Any = override(trained.experiment, overrides).data
-    whole = "data.path" in overrides and "data.split" not in overrides
     found = masked_language_model.evaluate(trained, data, whole=whole, report=message)
     if as_json:
         print(json.dumps(found))

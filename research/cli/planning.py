@@ -21,7 +21,7 @@ class Plan:
     step: str = "train"
     """What to compile: train or eval."""
     search: bool = False
-    """Plan strategies x recomputation x micro-batches, and print those that nothing beats (true or false)."""
+    """Plan strategies x recomputation x micro-batches, and print those that nothing beats."""
     json: bool = False
     """Print everything as one JSON object."""
 
@@ -41,10 +41,8 @@ def plan(target: str, options: Plan, overrides: Mapping[str, str]) -> None:
     place = topology(options.topology, options.slices)
     if options.search:
         rows = search(experiment, place, message)
-        if options.json:
-            print(json.dumps(rows))
-        for row in rows if not options.json else ():
-            print(", ".join(f"{name} {value}" for name, value in row.items()))
+        lines = (", ".join(f"{name} {value}" for name, value in row.items()) for row in rows)
+        print(json.dumps(rows) if options.json else "\n".join(lines))
         return
     found = planned(experiment, place, options.step)
     print(json.dumps(found) if options.json else text(found))

@@ -10,11 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from research.errors import UserError
-from research.interchange.runs import ORIGIN
-from research.training.checkpoint import Checkpoints
-from research.training.description import to_json
-from research.training.experiment import Checkpointing
-from research.training.run_directory import claim, open_run
+from research.interchange.runs import ORIGIN, make_run, refuse_run
+from research.training.run_directory import open_run
 from research.training.trained import load
 
 
@@ -23,9 +20,10 @@ def average_run(source: str, out: Path, last: int) -> dict[str, Any]:
     section 6.1); returns their steps, as JSON values.
 
     Raises:
-      UserError: the run has fewer checkpoints, or ``out`` is another run.
+      UserError: the run has fewer checkpoints, or ``out`` is a run already.
     """
     run = open_run(source)
+    refuse_run(out)
     steps = run.steps()[-last:]
     if len(steps) < last:
         raise UserError(
@@ -39,9 +37,6 @@ def average_run(source: str, out: Path, last: int) -> dict[str, Any]:
         mean = share if mean is None else jax.tree.map(jnp.add, mean, share)
     own = (run.experiment.name, ORIGIN)
     files = {file.name: file.read_text("utf-8") for file in run.path.glob("*.json") if file.name not in own}
-    name = "params" if trained.experiment.ema is None else "average"
-    with claim(out, to_json(trained.experiment)) as made:
-        made.keep({**files, ORIGIN: json.dumps({"source": str(source), "steps": steps})})
-        with Checkpoints(made, Checkpointing()) as checkpoints:
-            checkpoints.save(steps[-1], {name: mean}, None, {}, {})
+    files[ORIGIN] = json.dumps({"source": str(source), "steps": steps})
+    make_run(out, trained.experiment, files, mean, steps[-1])
     return {"run": str(out), "source": str(source), "steps": steps}

@@ -10,6 +10,7 @@ import numpy as np
 
 from research.training.description import to_json
 from research.training.paths import path_name
+from research.training.run_directory import flatten
 from research.training.trained import Trained
 
 
@@ -19,7 +20,7 @@ def differences(one: Trained, other: Trained) -> dict[str, Any]:
     A weight that both have in one shape is compared by |a - b| / |a|, in the Euclidean norm; "same" counts
     those that are equal bit for bit.
     """
-    fields = [dict(_leaves(to_json(run.experiment))) for run in (one, other)]
+    fields = [flatten(to_json(run.experiment)) for run in (one, other)]
     names = [*fields[0], *(name for name in fields[1] if name not in fields[0])]
     description = {
         name: [side.get(name) for side in fields]
@@ -63,11 +64,3 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"  {path}: relative difference {norm:.3g}"
     for path, (a, b) in found["shapes"].items():
         yield f"  {path}: {a} | {b}"
-
-
-def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _leaves(item, f"{name}.{key}" if name else key)
-    else:
-        yield name, value

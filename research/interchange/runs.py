@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,8 @@ from research.training.description import to_json
 from research.training.experiment import Checkpointing, Experiment
 from research.training.paths import path_name
 from research.training.program import functions
-from research.training.run_directory import claim
-from research.training.trained import Trained
+from research.training.run_directory import RunDirectory, claim
+from research.training.trained import Trained, evaluated
 from research.training.validity import validate
 
 ORIGIN = "origin.json"
@@ -43,12 +43,16 @@ def import_run(source: Path, out: Path, report: Callable[[str], None]) -> dict[s
       report: receives messages.
 
     Raises:
-      UserError: a file is missing or cut short, the architecture is not supported, or a tensor is missing,
-        left over, or of another shape.
+      UserError: a file is missing or cut short, the architecture is not supported, a tensor is missing, left
+        over, or of another shape, or ``out`` is a run already.
     """
+    refuse_run(out)
     config = _config(source)
     family = families.of_config(config)
-    model = family.describe(config)
+    try:
+        model = family.describe(config)
+    except KeyError as error:
+        raise UserError(f"the config.json of {source} has no {error.args[0]}") from None
     tokenizer = _tokenizer(source, model.vocabulary)
     with Tensors(source) as tensors:
         names = tensors.names()
@@ -65,24 +69,48 @@ def import_run(source: Path, out: Path, report: Callable[[str], None]) -> dict[s
         report(f"reading {len(wanted)} tensors of {source}")
         params = _read(functions(experiment).abstract_state.params, table, tensors, prefix)
     origin = {"source": str(source), "model_type": family.model_type, "dtype": dtype}
-    with claim(out, to_json(experiment)) as run:
-        run.keep({Tokenizer.FILE: tokenizer.to_json(), ORIGIN: json.dumps(origin)})
-        report(f"writing {out}")
-        with Checkpoints(run, Checkpointing()) as checkpoints:
-            checkpoints.save(0, {"params": params}, None, {}, {})
+    report(f"writing {out}")
+    make_run(out, experiment, {Tokenizer.FILE: tokenizer.to_json(), ORIGIN: json.dumps(origin)}, params, 0)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     return {"run": str(out), **origin, "parameters": count, "tensors": len(wanted)}
+
+
+def refuse_run(out: Path) -> None:
+    """Raises UserError if there is a run with a checkpoint at ``out``."""
+    if RunDirectory(out).steps():
+        raise UserError(f"{out} is a run already; choose another --out")
+
+
+def make_run(out: Path, experiment: Experiment, files: Mapping[str, str], params: Any, step: int) -> None:
+    """Makes a run of parameters that no training led to.
+
+    Args:
+      out: run directory to make.
+      experiment: its description.
+      files: contents by file name, the tokenizer's among them.
+      params: the parameters to evaluate and sample with.
+      step: step of its checkpoint.
+
+    Raises:
+      UserError: the directory cannot be made.
+    """
+    with claim(out, to_json(experiment)) as run:
+        run.keep(files)
+        with Checkpoints(run, Checkpointing()) as checkpoints:
+            checkpoints.save(step, {evaluated(experiment): params}, None, {}, {})
 
 
 def _config(source: Path) -> dict[str, Any]:
     file = source / "config.json" if source.is_dir() else source.with_name("config.json")
     if not file.is_file():
-        Tensors(source).__exit__(None, None, None)  # which says what is wrong with the place, if anything
-        raise UserError(f"{file} is missing: it says what the tensors are")
+        with Tensors(source):  # which says what is wrong with the place, if anything
+            raise UserError(f"{file} is missing: it says what the tensors are")
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{file} is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{file} holds no JSON object")
     return found
 
 
@@ -147,7 +175,10 @@ def export_run(
     if dtype is None:
         dtype = json.loads(origin.read_text("utf-8")).get("dtype") if origin.exists() else None
         dtype = dtype or "float32"
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make {out}: {error.strerror}") from error
     end = trained.tokenizer.end_of_text
     ends = {"bos_token_id": end, "eos_token_id": end}
     table = slots(family.root(model), family.block(model), model.layers, _BLOCKS)

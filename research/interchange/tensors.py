@@ -51,10 +51,6 @@ class Tensors:
         """Returns the names of all tensors."""
         return set(self._files)
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Returns the shape of a tensor, without reading it."""
-        return tuple(self._files[name].get_slice(name).get_shape())
-
     def __getitem__(self, name: str) -> np.ndarray:
         """Returns a tensor."""
         return self._files[name].get_tensor(name)

@@ -72,13 +72,15 @@ class Topology:
         free = [name for name, size in sizes.items() if size == -1]
         chips = len(self.devices)
         shape = " x ".join(f"{name} {size}" for name, size in sizes.items())
-        if len(free) > 1 or chips % fixed or (not free and fixed != chips) or sizes["data"] % self.slices:
+        fits = len(free) <= 1 and all(size > 0 or size == -1 for size in sizes.values())
+        fits = fits and chips % fixed == 0 and (bool(free) or fixed == chips)
+        if fits and free:
+            sizes[free[0]] = chips // fixed
+        if not fits or sizes["data"] % self.slices:
             raise UserError(
                 f"sharding: {shape} is no mesh of {self.slices} x {self.name} ({chips} chips): axes multiply "
                 "up to the chips, at most one is -1 (the rest), and data is a multiple of the slices"
             )
-        if free:
-            sizes[free[0]] = chips // fixed
         arranged = self._arranged(tuple(sizes.values()))
         return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 

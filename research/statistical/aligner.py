@@ -34,9 +34,8 @@ class Aligner:
 
     Attributes:
       model: one of ``MODELS``.
-      symmetrize: how to combine two directions that were trained apart, a name of ``SYMMETRIZATIONS``; the
-      joint
-        model has one answer, and takes "" alone. Default: intersection.
+      symmetrize: how to combine two directions that were trained apart, a name of ``SYMMETRIZATIONS``; "" is
+        intersection, and all that the joint model takes, which has one answer.
       threshold: a link of the joint model needs a product of both directions' posteriors above this.
       prior: Dirichlet prior of the lexical tables; None: the joint model's own, and else none.
       keep_case: whether words that differ only in case are different words.

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float32, Int32, Int64
 
+from research.statistical.bitext import LONGEST
 from research.statistical.positions import Posteriors
 
 
@@ -53,7 +54,7 @@ class Chain:
     empty: float = 0.2
     reach: int = 32
     smoothing: float = 0.5
-    longest: int = 256
+    longest: int = LONGEST
 
     def initial(
         self, lengths: Int64[np.ndarray, " pairs"], observed: Int64[np.ndarray, " pairs"]

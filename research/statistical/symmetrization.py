@@ -7,7 +7,7 @@ Moses's ``symal`` adds points, which decides between neighbours that exclude eac
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 
 Link = tuple[int, int]
 Links = frozenset[Link] | set[Link]
@@ -49,12 +49,8 @@ def grow_diag(forward: Links, backward: Links) -> set[Link]:
                     targets.add(new[1])
                     grown = True
                     if new > (i, j):
-                        _insert(queue, new, at)
+                        bisect.insort(queue, new, lo=at)
     return links
-
-
-def _insert(queue: list[Link], new: Link, start: int) -> None:
-    bisect.insort(queue, new, lo=start)
 
 
 def grow_diag_final(forward: Links, backward: Links) -> set[Link]:
@@ -90,8 +86,3 @@ SYMMETRIZATIONS: dict[str, Callable[[Links, Links], set[Link]]] = {
     "backward": lambda forward, backward: set(backward),
 }
 """Ways of combining the links of both directions, by name."""
-
-
-def pharaoh(links: Collection[Link]) -> str:
-    """Returns links as a line ``i-j i-j ...``, in order."""
-    return " ".join(f"{i}-{j}" for i, j in sorted(links))

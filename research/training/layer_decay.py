@@ -29,20 +29,21 @@ def scale_by_layer(decay: float) -> optax.GradientTransformation:
 
 def layer_scales(params: Any, decay: float) -> Any:
     """Returns the factor of each parameter: a number, or for stacked blocks an array along the first axis."""
-    blocks = {
-        int(match[1] or 0): leaf.shape[0]
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-        if (match := _BLOCK.search(path_name(path)))
-    }
-    period, layers = len(blocks), sum(blocks.values())
+    stacks: dict[str, dict[int, int]] = {}  # an encoder's and a decoder's layers are counted apart
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        name = path_name(path)
+        if match := _BLOCK.search(name):
+            stacks.setdefault(name[: match.start()], {})[int(match[1] or 0)] = leaf.shape[0]
+    deepest = max((sum(blocks.values()) for blocks in stacks.values()), default=0)
 
     def scale(path: Any, leaf: Any) -> Any:
         name = path_name(path)
         if match := _BLOCK.search(name):
+            blocks = stacks[name[: match.start()]]
+            period, layers = len(blocks), sum(blocks.values())
             layer = 1 + int(match[1] or 0) + period * jnp.arange(leaf.shape[0])
             factors = jnp.power(decay, (layers + 1 - layer).astype(jnp.float32)).astype(leaf.dtype)
             return jnp.broadcast_to(factors.reshape(-1, *[1] * (leaf.ndim - 1)), leaf.shape)
-        depth = 0 if _INPUT.search(name) else layers + 1
-        return jnp.asarray(decay ** (layers + 1 - depth), leaf.dtype)
+        return jnp.asarray(decay ** (deepest + 1) if _INPUT.search(name) else 1.0, leaf.dtype)
 
     return jax.tree.map_with_path(scale, params)

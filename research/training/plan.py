@@ -12,10 +12,11 @@ from typing import Any
 from research.errors import UserError
 from research.scale.chips import Topology, slice_of
 from research.scale.collectives import Collective, collectives
+from research.training.description import kind
 from research.training.experiment import Experiment
 from research.training.overrides import override
 from research.training.program import Functions, functions
-from research.training.summary import shard_bytes, sharding_table, size, table
+from research.training.summary import flops_line, shard_bytes, sharding_lines, sharding_table, size, table
 from research.training.validity import validate
 
 STEPS = ("train", "eval")
@@ -150,7 +151,12 @@ def search(experiment: Experiment, topology: Topology, report: Callable[[str], N
 
     A row is kept if no other needs less memory and less time. What does not fit or does not go together is
     reported and left out.
+
+    Raises:
+      UserError: the model has no remat policies.
     """
+    if not hasattr(experiment.model, "remat"):
+        raise UserError(f"--search varies model.remat, which {kind(type(experiment.model))!r} does not have")
     rows = []
     choices = itertools.product(("fsdp", "replicated"), ("none", "dots", "block"), (1, 4))
     for strategy, remat, accumulate in choices:
@@ -216,12 +222,9 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
         for row in found["collectives"]
     ]
     yield from table(rows)
-    per_token, estimate = found["flops_per_token"], found["estimate"]
+    estimate = found["estimate"]
     yield ""
-    yield (
-        f"FLOPs per token   {per_token['full']:.4g} with attention counted in full, "
-        f"{per_token['visible']:.4g} counting only the keys that a token sees"
-    )
+    yield flops_line(found["flops_per_token"])
     yield "roofline          " + ", ".join(
         f"{name.replace('_', ' ')} {1e3 * estimate[f'{name}_seconds']:.1f} ms"
         for name in ("compute", "memory", "inside_slices", "between_slices")
@@ -232,15 +235,4 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
         f"(nothing does: {estimate['mfu_one_after_another']:.0%})"
     )
     yield ""
-    yield "sharding of the parameters"
-    parameters = [("path", "shape", "spec", "bytes per device")]
-    parameters += [
-        (
-            row["path"],
-            " x ".join(map(str, row["shape"])),
-            "(" + ", ".join(str(axis) for axis in row["spec"]) + ")" if any(row["spec"]) else "replicated",
-            f"{row['bytes_per_device']:,}",
-        )
-        for row in found["sharding"]
-    ]
-    yield from table(parameters)
+    yield from sharding_lines(found["sharding"])

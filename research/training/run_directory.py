@@ -137,6 +137,11 @@ def ranking(metrics: dict[str, float]) -> float:
     return figure if math.isfinite(figure) else math.inf
 
 
+def higher_is_better(metric: str) -> bool:
+    """Returns whether a metric is a score and not a loss: accuracies are, on test rows too."""
+    return "accuracy" in metric or metric.startswith("test/")
+
+
 def open_run(path: Path | str) -> RunDirectory:
     """Returns a run directory for reading; ``UserError`` if there is none at that path."""
     directory = RunDirectory(Path(path))

@@ -112,11 +112,8 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
     total, rest = found["parameters"]["total"], found["parameters"]["without_embeddings"]
     yield ""
     yield f"parameters        {total:,} ({rest:,} without embeddings)"
-    per_token, per_step = found["flops_per_token"], found["flops_per_step"]
-    yield (
-        f"FLOPs per token   {per_token['full']:.4g} with attention counted in full, "
-        f"{per_token['visible']:.4g} counting only the keys that a token sees"
-    )
+    per_step = found["flops_per_step"]
+    yield flops_line(found["flops_per_token"])
     yield (
         f"FLOPs per step    {per_step['full']:.4g} and {per_step['visible']:.4g}, "
         f"for {found['tokens_per_step']:,} tokens"
@@ -124,19 +121,7 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
     axes = " x ".join(f"{axis} {size}" for axis, size in found["mesh"].items())
     yield f"mesh              {axes}: {devices['count']} x {devices['kind']}"
     yield ""
-    yield "sharding of the parameters"
-    rows = [("path", "shape", "dtype", "spec", "bytes per device")]
-    rows += [
-        (
-            row["path"],
-            " x ".join(map(str, row["shape"])),
-            row["dtype"],
-            "(" + ", ".join(str(axis) for axis in row["spec"]) + ")" if row["spec"] else "replicated",
-            f"{row['bytes_per_device']:,}",
-        )
-        for row in found["sharding"]
-    ]
-    yield from table(rows)
+    yield from sharding_lines(found["sharding"])
     yield ""
     yield "memory on each device, predicted by compiling the training step for these devices"
     yield from table(
@@ -144,6 +129,31 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
     )
     if "run" in found:
         yield from _run_lines(found["run"])
+
+
+def flops_line(per_token: Mapping[str, float]) -> str:
+    """Returns the FLOPs of a token, counted both ways."""
+    return (
+        f"FLOPs per token   {per_token['full']:.4g} with attention counted in full, "
+        f"{per_token['visible']:.4g} counting only the keys that a token sees"
+    )
+
+
+def sharding_lines(found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yields what ``sharding_table`` found as aligned lines."""
+    yield "sharding of the parameters"
+    rows = [("path", "shape", "dtype", "spec", "bytes per device")]
+    rows += [
+        (
+            row["path"],
+            " x ".join(map(str, row["shape"])),
+            row["dtype"],
+            "(" + ", ".join(map(str, row["spec"])) + ")" if any(row["spec"]) else "replicated",
+            f"{row['bytes_per_device']:,}",
+        )
+        for row in found
+    ]
+    yield from table(rows)
 
 
 def _run_lines(run: Mapping[str, Any]) -> Iterator[str]:

@@ -43,20 +43,28 @@ def load(path: str | Path, checkpoint: str = "best") -> Trained:
     experiment = load_experiment(directory.experiment)
     step = directory.checkpoint_step(checkpoint)
     parts = _functions_here(experiment)
-    name = "params" if experiment.ema is None else "average"
-    restored = restore(directory, {name: getattr(parts.abstract_state, name)}, step)
     tokenizer = experiment.data.load_tokenizer(directory.path)
-    return Trained(directory, experiment, step, tokenizer, parts, restored.state[name])
+    params = _restored(directory, experiment, parts, step)
+    return Trained(directory, experiment, step, tokenizer, parts, params)
 
 
 def best_of(
     directory: RunDirectory, experiment: Experiment, parts: Functions
 ) -> tuple[Any, dict[str, float]]:
     """Returns the parameters to evaluate of a run's best checkpoint, on the run's mesh, and its metrics."""
-    name = "params" if experiment.ema is None else "average"
     step = directory.best()
-    restored = restore(directory, {name: getattr(parts.abstract_state, name)}, step)
-    return restored.state[name], directory.checkpoint_metrics(step)
+    return _restored(directory, experiment, parts, step), directory.checkpoint_metrics(step)
+
+
+def evaluated(experiment: Experiment) -> str:
+    """Returns the field of a state that has the parameters to evaluate and sample with."""
+    return "params" if experiment.ema is None else "average"
+
+
+def _restored(directory: RunDirectory, experiment: Experiment, parts: Functions, step: int) -> Any:
+    """Returns the parameters to evaluate of a checkpoint."""
+    name = evaluated(experiment)
+    return restore(directory, {name: getattr(parts.abstract_state, name)}, step).state[name]
 
 
 def _functions_here(experiment: Experiment) -> Functions:

@@ -64,9 +64,9 @@ _ATTENTION = {
     "seed": WORD,
 }
 _NETWORK = {
-    **dict.fromkeys(("vocabulary", "context", "layers", "width", "heads", "kv_heads"), AT_LEAST_1),
-    **dict.fromkeys(("feed_forward_width", "decoder_layers"), AT_LEAST_1),
-    **dict.fromkeys(("norm_epsilon", "logit_soft_cap"), ABOVE_0),
+    **dict.fromkeys(("vocabulary", "context", "layers", "decoder_layers", "width"), AT_LEAST_1),
+    **dict.fromkeys(("heads", "kv_heads", "feed_forward_width"), AT_LEAST_1),
+    **dict.fromkeys(("logit_soft_cap", "norm_epsilon"), ABOVE_0),
     "token_types": AT_LEAST_0,
     "dropout": RATE,
 }

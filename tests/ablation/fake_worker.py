@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 
 directory = Path(sys.argv[1])
@@ -21,7 +20,7 @@ if (directory.parent / "hang").exists():
 
     signal.signal(signal.SIGTERM, stop)
     (directory / "hanging").touch()
-    time.sleep(60)
+    sys.stdin.read()  # until the signal comes, or whoever started it is gone
 rate, seed = task["learning_rate"], task["seed"]
 loss = abs(rate - 0.002) * 1000 + seed + ("window" in directory.name) * 0.25
 metrics = {"valid/loss": loss, "valid/accuracy": 1 / (1 + loss)}

@@ -63,7 +63,7 @@ def test_a_grid_goes_on_after_its_runner_was_killed_and_ends_in_a_report(tmp_pat
         deadline = time.monotonic() + 240
         saved = [point / "run" / "checkpoints" / "10" for point in points]
         while not all(place.exists() for place in saved) and time.monotonic() < deadline:
-            time.sleep(0.1)
+            time.sleep(0.1)  # files are looked for: nothing tells when they are there
         process.send_signal(signal.SIGKILL)
     # The points notice that nobody waits for them, save, and stop, which gives their locks back.
     for point in points:

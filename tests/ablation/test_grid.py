@@ -84,6 +84,13 @@ def test_counts_are_matched_only_over_the_factors_named():
     assert [row.parameters for row in found] == pytest.approx([narrow, narrow, wide, wide], rel=0.01)
 
 
+@pytest.mark.parametrize(
+    ("quality", "higher"), [("valid/loss", False), ("valid/accuracy", True), ("test/length 64", True)]
+)
+def test_accuracies_are_scores_on_test_rows_too(quality, higher):
+    assert dataclasses.replace(GRID, quality=quality).higher_is_better is higher
+
+
 def test_a_point_is_its_row_with_a_rate_and_a_seed():
     grid = Ablation("grid", BASE, (WINDOW,), learning_rates=(1e-3, 3e-3), seeds=(0, 7))
     row = rows(grid)[1]
@@ -95,11 +102,21 @@ def test_a_point_is_its_row_with_a_rate_and_a_seed():
     assert back == row.experiment
 
 
+def test_a_combination_keeps_the_learning_rate_of_its_own_optimizer():
+    muon = {"optimizer": "muon", "optimizer.learning_rate": 0.05}
+    grid = Ablation("grid", BASE, (Factor("optimizer", ("optimizer",), {"adamw": {}, "muon": muon}),))
+    assert [grid.rates(row) for row in rows(grid)] == [(BASE.optimizer.learning_rate,), (0.05,)]
+
+
 REFUSED = {
     "the grid is empty: it has no factors": Ablation("g", BASE, ()),
     "the grid is empty: factor 'attention' has no choices": Ablation(
         "g", BASE, (Factor("attention", ("model.attention",), {}),)
     ),
+    "the learning rate 0.001 is there twice": Ablation(
+        "g", BASE, (WINDOW,), learning_rates=(1e-3, 1e-2, 1e-3)
+    ),
+    "learning_rates is (0.0,); all must be above 0": Ablation("g", BASE, (WINDOW,), learning_rates=(0.0,)),
     "seeds is ()": Ablation("g", BASE, (WINDOW,), seeds=()),
     "'b' of factor 'steps' sets model.layers, so its points would differ in more than the factor declares": (
         Ablation("g", BASE, (Factor("steps", ("steps",), {"a": {}, "b": {"model.layers": 4}}),))
@@ -114,6 +131,12 @@ REFUSED = {
         "g", BASE, (Factor("f", ("model.feed_forward_width",), {"8": {"model.feed_forward_width": 8}}),)
     ),
     "varies seed, which the grid sets": Ablation("g", BASE, (Factor("s", ("seed",), {"1": {"seed": 1}}),)),
+    "varies optimizer.learning_rate, which the grid sets": Ablation(
+        "g",
+        BASE,
+        (Factor("o", ("optimizer",), {"a": {}, "b": {"optimizer.learning_rate": 1}}),),
+        learning_rates=(1e-3, 1e-2),
+    ),
     "matched names 'atention', which is no factor; did you mean 'attention'?": Ablation(
         "g", BASE, (WINDOW,), matched=("atention",)
     ),
@@ -146,7 +169,7 @@ def test_options_change_the_base_but_not_what_the_grid_varies():
         UserError, match=r"--optimizer.learning-rate is set by the grid; use --learning-rates"
     ):
         with_overrides(dataclasses.replace(GRID, learning_rates=(2.0,)), {"optimizer.learning_rate": "1"})
-    assert with_overrides(GRID, {"optimizer.learning_rate": "1"}).rates == (1.0,)
+    assert with_overrides(GRID, {"optimizer.learning_rate": "1"}).base.optimizer.learning_rate == 1.0
 
 
 def test_an_ablation_comes_from_a_file(tmp_path):

@@ -72,7 +72,7 @@ def test_the_tables_are_there_as_csv(found):
     with open(place / "rows.csv") as file:
         rows = list(csv.DictReader(file))
     assert [row["attention"] for row in rows] == ["full", "window"]
-    assert rows[1]["validation loss (nats per token) (± 95% interval)"].startswith("1.2500 ± 2.4841")
+    assert rows[1]["validation loss (nats) (± 95% interval)"].startswith("1.2500 ± 2.4841")
     assert rows[1]["less the first row's, paired by seed"] == "0.2500 ± 0.0000"
     assert (rows[0]["state at 8 tokens (bytes)"], rows[0]["state at 16 tokens (bytes)"]) == ("2048", "2048")
     with open(place / "points.csv") as file:

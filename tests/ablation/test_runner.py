@@ -116,7 +116,7 @@ def test_a_signal_has_the_points_save_and_the_next_run_goes_on(tmp_path):
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 60
         while len(list(tmp_path.glob("*/hanging"))) < 2 and time.monotonic() < deadline:
-            time.sleep(0.05)
+            time.sleep(0.05)  # files are looked for: nothing tells when they are there
         process.send_signal(signal.SIGTERM)
         said = process.stderr.read()
     assert "stopped by SIGTERM with 0 of 2 points done" in said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from research.data.tokenizer import Tokenizer
 from research.errors import UserError
 from research.interchange.averages import average_run
 from research.interchange.differences import differences, text
+from research.interchange.runs import ORIGIN
 from research.models.gpt import GPT
 from research.training.checkpoint import Checkpoints
 from research.training.description import to_json
@@ -58,6 +60,10 @@ def test_an_average_is_the_mean_of_the_last_checkpoints(tmp_path):
     )
     with pytest.raises(UserError, match=r"has 3 checkpoints, 4 are to be averaged; .* or use --last 3"):
         average_run(source, tmp_path / "more", 4)
+    for run in (source, tmp_path / "mean"):
+        with pytest.raises(UserError, match="is a run already; choose another --out"):
+            average_run(source, Path(run), 2)
+    assert load(source).step == 2 and not (tmp_path / "a" / ORIGIN).exists()
 
 
 def test_differences_of_description_shapes_and_weights(tmp_path):

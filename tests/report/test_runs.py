@@ -58,7 +58,7 @@ def test_the_report_of_one_run_lies_in_it_and_has_its_numbers(tmp_path, capsys):
     assert capsys.readouterr().out.strip() == str(run / "report.html")
     text = (run / "report.html").read_text()
     header, row = Cells(text).rows[:2]
-    assert header[:4] == ["run", "steps", "best validation loss (nats per token)", "best validation accuracy"]
+    assert header[:4] == ["run", "steps", "best validation loss (nats)", "best validation accuracy"]
     assert row == ["a", "20", "1.5", "0.5", "200", "2"]
     assert text.count("<svg") == 3 and "&quot;width&quot;: 16" in text
     assert not re.search(r'(?:src|href)="(?!#)|@import|<script', text)
@@ -87,5 +87,5 @@ def test_pages_escape_what_they_show_and_failures_take_the_rest_of_a_row():
     assert '<td class="failed" colspan="2">failed: &lt;b&gt;</td>' in text
     assert text.count('class="best"') == 1
     assert text_of(None) == "-" and page("a & b", []).count("a &amp; b") == 2
-    assert metric_label("valid/loss") == "validation loss (nats per token)"
+    assert metric_label("valid/loss") == "validation loss (nats)"
     assert metric_label("train/gradient_norm") == "training gradient norm"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 
+import jax
+import numpy as np
 import pytest
 
 from research.errors import UserError
@@ -41,10 +43,19 @@ class Fake:
     id: int
 
 
-@pytest.mark.parametrize("axes", [(1, 3, 1, 1), (-1, -1, 1, 1), (1, 4, 1, 1), (3, -1, 1, 1)])
+@pytest.mark.parametrize("axes", [(1, 3, 1, 1), (-1, -1, 1, 1), (1, 4, 1, 1), (3, -1, 1, 1), (1, -1, 0, 1)])
 def test_axes_that_do_not_multiply_up_are_one_line(axes):
     slices = Topology("v5e:2x2", CHIPS["v5e"], 2, [Fake(i) for i in range(8)])
     if axes == (1, 4, 1, 1):  # data becomes the two slices
         slices = dataclasses.replace(slices, devices=slices.devices[:6])
     with pytest.raises(UserError, match=r"is no mesh of 2 x v5e:2x2 \(\d chips\): axes multiply up"):
         slices.mesh(*axes)
+
+
+def test_what_remains_may_be_the_axis_between_slices(monkeypatch):
+    slices = Topology("v5e:2x2", CHIPS["v5e"], 2, jax.devices()[:1] * 8)
+    monkeypatch.setattr(Topology, "_arranged", lambda self, shape: np.empty(shape, object))
+    monkeypatch.setattr("research.scale.chips.Mesh", lambda arranged, axes, axis_types: arranged.shape)
+    assert slices.mesh(-1, 4, 1, 1) == slices.mesh(1, -1, 1, 1) == (2, 4, 1, 1)
+    with pytest.raises(UserError, match="data is a multiple of the slices"):
+        slices.mesh(-1, 8, 1, 1)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from research.statistical.symmetrization import SYMMETRIZATIONS, pharaoh
+from research.statistical.symmetrization import SYMMETRIZATIONS
 
 NEIGHBOURS = [(-1, 0), (0, -1), (1, 0), (0, 1), (-1, -1), (-1, 1), (1, -1), (1, 1)]
 SIZE = 6
@@ -66,8 +66,3 @@ def test_growing_against_pseudo_code(forward, backward):
 def test_by_hand(name, links):
     forward, backward = {(0, 0), (2, 2), (1, 1), (5, 5)}, {(0, 0), (2, 2), (5, 0), (4, 1)}
     assert SYMMETRIZATIONS[name](forward, backward) == links
-
-
-def test_pharaoh():
-    assert pharaoh({(10, 2), (0, 1), (2, 0)}) == "0-1 2-0 10-2"
-    assert pharaoh([]) == ""

@@ -87,7 +87,7 @@ def build(
     def batches() -> grain.DatasetIterator:
         def corrupt(index: int) -> dict[str, np.ndarray]:
             if pause and index % 8 == 0:
-                time.sleep(pause)
+                time.sleep(pause)  # stands for the work of a longer step
             found = example(index)
             if bad_step and index // 8 == bad_step - 1:
                 found["x"][3] = np.nan

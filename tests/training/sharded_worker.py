@@ -48,9 +48,7 @@ ROTARY = dataclasses.replace(
 NORMED = dataclasses.replace(ROTARY, remat="block", attention=Softmax(qk_norm=True))
 MODELS = {
     "": BASE,
-    "rotary": dataclasses.replace(
-        BASE, model=dataclasses.replace(ROTARY, remat="block", attention=Softmax(qk_norm=True))
-    ),
+    "rotary": dataclasses.replace(BASE, model=NORMED),
     "dropout": dataclasses.replace(BASE, model=dataclasses.replace(BASE.model, dropout=0.1)),
     "accumulate": dataclasses.replace(BASE, accumulate=2),
     "muon": dataclasses.replace(BASE, optimizer=Muon()),

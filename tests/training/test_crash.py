@@ -19,6 +19,7 @@ def kill_at_random(path, steps, seed):
         for line in process.stderr:
             if line.startswith("step "):
                 break
+        # The kill is to come at any moment, of a step or a save: there is nothing to wait for.
         time.sleep(random.Random(seed).uniform(0.0, 0.6))
         process.kill()
     rows = run_directory.open_run(path).rows()

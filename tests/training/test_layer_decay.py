@@ -30,6 +30,11 @@ def test_factors_shrink_towards_the_input():
     assert bert["token_embedding"]["table"] == bert["input"]["norm"]["scale"] == 0.5**5
     one_kind = layer_scales({"stack": {"blocks": {"kernel": jnp.ones((3, 1))}}}, 0.5)
     np.testing.assert_allclose(one_kind["stack"]["blocks"]["kernel"][:, 0], [0.125, 0.25, 0.5])
+    pair = layer_scales(
+        {side: {"blocks": {"x": jnp.ones(n)}} for side, n in (("encoder", 3), ("decoder", 1))}, 0.5
+    )
+    np.testing.assert_allclose(pair["encoder"]["blocks"]["x"], [0.125, 0.25, 0.5])
+    np.testing.assert_allclose(pair["decoder"]["blocks"]["x"], [0.5])
 
 
 def test_an_update_is_scaled_after_adam():

@@ -34,9 +34,10 @@ def test_the_lock_goes_with_the_process_that_holds_it(tmp_path):
         [
             sys.executable,
             "-c",
-            "import sys, time; from research.training.run_directory import claim\n"
-            f"with claim({str(tmp_path / 'run')!r}, {BASE!r}): print('held', flush=True); time.sleep(60)",
+            "import sys; from research.training.run_directory import claim\n"
+            f"with claim({str(tmp_path / 'run')!r}, {BASE!r}): print('held', flush=True); sys.stdin.read()",
         ],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )

@@ -10,9 +10,10 @@ from research.errors import UserError
 from research.models.bert import BERT
 from research.models.gpt import GPT
 from research.objectives.masked_lm import MaskedLM
-from research.training.experiment import Experiment
+from research.training.description import _reachable, alternatives, field_types
+from research.training.experiment import Experiment, Sharding
 from research.training.overrides import override
-from research.training.validity import validate
+from research.training.validity import _RANGES, validate
 
 BASE = Experiment(name="x", model=GPT(width=192, heads=3, context=256))
 
@@ -27,7 +28,7 @@ ONE = {"data": 1, "fsdp": 1, "tensor": 1, "sequence": 1}
         ({"model.kv_heads": "2"}, "model.kv_heads 2 does not divide model.heads 3; nearest: 1 or 3"),
         ({"model.kv_heads": "6"}, "model.kv_heads 6 does not divide model.heads 3; nearest: 3"),
         ({"model.layers": "0"}, "model.layers is 0; it must be at least 1"),
-        ({"model.norm_epsilon": "-1"}, "model.norm_epsilon is -1.0; it must be above 0"),
+        ({"model.norm_epsilon": "0"}, "model.norm_epsilon is 0.0; it must be above 0"),
         ({"model.dropout": "1"}, "model.dropout is 1.0; it must be at least 0 and below 1"),
         (
             {"model.attention": "sliding-window", "model.attention.window": "0"},
@@ -112,6 +113,16 @@ def test_a_batch_that_does_not_divide_over_the_mesh_is_one_line(options, mesh, l
 )
 def test_what_is_valid_passes(options, mesh):
     validate(override(BASE, options), ONE | mesh)
+
+
+def test_every_number_has_a_range():
+    without = {
+        (cls, name)
+        for cls in _reachable(Experiment)
+        for name, declared in field_types(cls).items()
+        if {int, float} & set(alternatives(declared)) and name not in _RANGES.get(cls, {})
+    }
+    assert {cls for cls, _ in without} == {Sharding}  # which is for the mesh to say
 
 
 def test_a_mechanism_that_reads_a_row_as_one_document_needs_such_rows():
