@@ -1,9 +1,9 @@
 """Descriptions as JSON, and experiments from files.
 
 A description is a tree of frozen dataclasses. In JSON each is an object whose ``"kind"`` is its class in
-kebab-case (``AdamW`` -> ``"adamw"``, ``WarmupStableDecay`` -> ``"warmup-stable-decay"``), so a field may
-admit more classes later without older files changing their meaning. Types are checked strictly wherever a
-description comes from: a JSON file, an experiment file, or the command line.
+kebab-case (``AdamW`` -> ``"adamw"``, ``WarmupStableDecay`` -> ``"warmup-stable-decay"``, ``CausalLM`` ->
+``"causal-lm"``), so a field may admit more classes later without older files changing their meaning. Types are
+checked strictly wherever a description comes from: a JSON file, an experiment file, or the command line.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Described = TypeVar("Described")
 
 def kind(cls: type) -> str:
     """Returns the name of a description's class in JSON and on the command line: kebab-case."""
-    return re.sub(r"(?<=[a-zA-Z])(?=[A-Z][a-z])", "-", cls.__name__).lower()
+    return re.sub(r"(?<=[a-zA-Z])(?=[A-Z][a-z])|(?<=[a-z]{3})(?=[A-Z]{2,}$)", "-", cls.__name__).lower()
 
 
 def alternatives(declared: Any) -> tuple[Any, ...]:

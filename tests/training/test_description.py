@@ -56,6 +56,8 @@ MODELS = "'gpt' or 'bert' or 'classifier' or 'transformer' or 'seq2seq'"
         ("TextData", "text-data"),
         ("BERTLarge", "bert-large"),
         ("BigBird", "big-bird"),
+        ("CausalLM", "causal-lm"),
+        ("MoBA", "moba"),
     ],
 )
 def test_kind_is_kebab_case(name, expected):

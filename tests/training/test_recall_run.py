@@ -41,4 +41,4 @@ def test_accuracy_baselines_and_tests_are_printed_and_evaluated(tmp_path, monkey
     assert main(["evaluate", "runs/induction", "--data.path", "x"]) == 2
     assert "learned from generated rows, not text" in capsys.readouterr().err
     assert main(["sample", "runs/induction"]) == 2
-    assert "sample needs a run of objective 'causallm'" in capsys.readouterr().err
+    assert "sample needs a run of objective 'causal-lm'" in capsys.readouterr().err
