@@ -22,6 +22,15 @@ def placed(x: Float[Array, "batch length *rest"]) -> Float[Array, "batch length 
     return jax.lax.with_sharding_constraint(x, P(BATCH_AXES, LENGTH_AXIS, *rest))
 
 
+def as_rows(x: Float[Array, "*batch width"]) -> Float[Array, "*rows width"]:
+    """Returns x as one matrix, [tokens, width], unless the mesh in force splits the length.
+
+    Tokens that are split both by row and by length have no such order: the length would be gathered.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    return x if mesh.shape.get(LENGTH_AXIS, 1) > 1 else x.reshape(-1, x.shape[-1])
+
+
 def gathered(kernel: Float[Array, "inputs outputs"]) -> Float[Array, "inputs outputs"]:
     """Returns a matrix whole on every device of the mesh in force, but for outputs split by "tensor"."""
     mesh = jax.sharding.get_abstract_mesh()
