@@ -13,6 +13,7 @@ After every kill, checkpoints must be whole and no older than those of the sessi
 from __future__ import annotations
 
 import argparse
+import collections
 import dataclasses
 import json
 import os
@@ -27,6 +28,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import tensorboardX  # noqa: F401  # here once, not in every session: it may import torch
 
 from research.data.text import TextData
 from research.errors import StoppedError, UserError
@@ -39,21 +41,20 @@ from research.training.schedule import Linear
 
 TIMES = {"seconds", "tokens_per_second", "model_flops_per_second", "model_flops_per_second_causal"}
 """What differs from run to run."""
-KILLED = -signal.SIGKILL
 
 
 def experiment(text: Path) -> Experiment:
     """Returns a run with all that a state can hold: moments, an average, dropout, a place in a text."""
     return Experiment(
         name="chaos",
-        model=GPT(vocabulary=300, context=32, layers=2, width=32, heads=2, dropout=0.1, depth="unroll"),
+        model=GPT(vocabulary=300, context=32, layers=1, width=32, heads=2, dropout=0.1),
         data=TextData(source="files", path=str(text), length=32, batch=8, valid_fraction=0.2),
         optimizer=AdamW(learning_rate=3e-3),
         schedule=Linear(warmup=10),
-        steps=240,
+        steps=120,
         ema=0.9,
         evaluation=Evaluation(every=40, batches=2),
-        checkpointing=Checkpointing(every=7, keep_last=2),
+        checkpointing=Checkpointing(every=8, keep_last=2),
         log_every=3,
     )
 
@@ -183,6 +184,19 @@ def compare_in_a_process(description: Experiment, straight: Path, killed: Path) 
     return found
 
 
+def strike(now: Session, draw: random.Random, usual: float) -> tuple[int, int | None]:
+    """Kills a session at a random moment; returns its exit code, and the signal unless it ended before."""
+    if draw.random() < 0.5:
+        code = now.stepped(120.0)
+        code = now.ended(draw.uniform(0.0, 0.5 * usual)) if code is None else code
+    else:
+        code = now.ended(draw.uniform(0.0, usual))
+    if code is not None:
+        return code, None
+    number = draw.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGTERM))
+    return now.kill(number), number
+
+
 def chaos(kills: int, seed: int, work: Path) -> dict[str, Any]:
     """Kills sessions until there have been ``kills``; returns what came of it.
 
@@ -190,47 +204,46 @@ def chaos(kills: int, seed: int, work: Path) -> dict[str, Any]:
       AssertionError: a session failed, a checkpoint was lost or damaged, or a run ended differently.
     """
     write_text(work / "text.jsonl")
-    description, log = experiment(work / "text.jsonl"), work / "log"
-    started = time.monotonic()
-    straight = work / "straight"
+    description, log, straight = experiment(work / "text.jsonl"), work / "log", work / "straight"
+    started, usual = time.monotonic(), 0.0
+
+    def expect(code: int | None, *codes: int) -> None:
+        assert code in codes, f"a session ended with {code}:\n{log.read_text()[-3000:]}"
+
     for directory in (work / "warm", straight):  # the first fills the caches
         began = time.monotonic()
-        code = Session.start(description, directory, log).ended(600.0)
-        assert code == 0, f"the run without kills ended with {code}:\n{log.read_text()[-3000:]}"
+        expect(Session.start(description, directory, log).ended(600.0), 0)
         usual = time.monotonic() - began
-    draw = random.Random(seed)
-    counts = {"kills": 0, "by SIGKILL": 0, "by SIGTERM": 0, "before the first step": 0, "runs": 0}
-    directory, saved = work / "run-0", 0
+    draw, struck, fruitless, runs, saved = random.Random(seed), collections.Counter(), 0, 0, 0
     while True:
+        directory = work / f"run-{runs}"
         now = Session.start(description, directory, log)
-        code, before = None, False
-        if counts["kills"] < kills:
-            if draw.random() < 0.5:
-                code = now.stepped(60.0)
-                if code is None:
-                    code = now.ended(draw.uniform(0.0, 0.5 * usual))
-            else:
-                code, before = now.ended(draw.uniform(0.0, usual)), True
-            if code is None:
-                number = draw.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGTERM))
-                code = now.kill(number)
-                assert code in (KILLED, -signal.SIGTERM, 0, 3), f"{code}:\n{log.read_text()[-3000:]}"
-                counts["kills"] += 1
-                counts[f"by {signal.Signals(number).name}"] += 1
-                counts["before the first step"] += before and check(directory, saved) == saved
-                saved = check(directory, saved)
-                if code != 0:
-                    continue
+        if struck.total() < kills:
+            code, number = strike(now, draw, usual)
+            expect(code, 0, StoppedError.exit_code, -signal.SIGKILL, -signal.SIGTERM)
+            if number is not None:
+                struck[signal.Signals(number).name] += 1
+                newest = check(directory, saved)
+                fruitless += newest == saved
+                saved = newest
+                print(f"{struck.total()} kills, {runs} runs, step {saved}", file=sys.stderr)
+            if code != 0:
+                continue
         else:
-            code = now.ended(600.0)
-        assert code == 0, f"a session ended with {code}:\n{log.read_text()[-3000:]}"
+            expect(now.ended(600.0), 0)
         found = compare_in_a_process(description, straight, directory)
         assert not found, f"{directory} ended differently: {found}"
-        counts["runs"] += 1
-        if counts["kills"] >= kills:
+        runs, saved = runs + 1, 0
+        if struck.total() >= kills:
             break
-        directory, saved = work / f"run-{counts['runs']}", 0
-    return {**counts, "identical": True, "usual_seconds": usual, "seconds": time.monotonic() - started}
+    return {
+        "kills": struck.total(),
+        **struck,
+        "sessions that saved nothing new": fruitless,
+        "runs that ended identically": runs,
+        "seconds of an unharmed session": round(usual, 1),
+        "seconds": round(time.monotonic() - started, 1),
+    }
 
 
 def main() -> None:

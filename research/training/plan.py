@@ -74,7 +74,7 @@ def plan(experiment: Experiment, topology: Topology, step: str = "train") -> dic
     started = time.monotonic()
     compiled = _compile(lowered, topology, step)
     seconds = time.monotonic() - started
-    found = collectives(compiled.as_text(), [slice_of(device) for device in parts.mesh.devices.flat])
+    found = collectives(_text(compiled), [slice_of(device) for device in parts.mesh.devices.flat])
     return {
         **common,
         "compiled": True,
@@ -132,6 +132,17 @@ def _compile(lowered: Any, topology: Topology, step: str) -> Any:
         if reason is None:
             raise
         raise UserError(_does_not_fit(topology, step, reason)) from error
+
+
+def _text(compiled: Any) -> str:
+    """Returns the compiled program as text."""
+    try:
+        return compiled.as_text()
+    except jax.errors.JaxRuntimeError as error:  # in a form that is newer than this JAX
+        raise UserError(
+            "the compiler's program cannot be read: libtpu is not the one that this JAX was made with; "
+            'pip install -e ".[tpu]"'
+        ) from error
 
 
 def _does_not_fit(topology: Topology, step: str, reason: str) -> str:
