@@ -50,7 +50,7 @@ CASES = {
     "packed, odd heads": Case((2, 1, 2, 2), Causal() & SameSegment(), heads=(6, 3), places="packed"),
     "both ways": Case((1, 2, 1, 4), Everything(), sink=True, soft_cap=2.0),
     "flash": Case((2, 2, 2, 1), Causal() & SameSegment(), "flash", places="packed"),
-    "flash by rows": Case((4, 2, 1, 1), Causal(), "flash", heads=(3, 1)),
+    "flash by rows": Case((2, 2, 1, 1), Causal(), "flash", heads=(3, 1)),
     "flash by heads": Case((1, 1, 8, 1), Everything(), "flash", heads=(8, 2), sink=True),
     "flash by length": Case((1, 2, 2, 2), Causal(), "flash"),
     "gathered": Case((1, 2, 2, 2), Causal() & SameSegment(), "reference", places="packed"),
