@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -15,14 +14,16 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from research.attention.biases import Bias
+from research.attention.devices import Split, on_each_device, split_of
 from research.attention.flash import flash
 from research.attention.masks import Causal, Everything, Mask, Present, Tokens
+from research.attention.ring import pieces, ring
 from research.attention.softmax import reference
 from research.attention.splash import LANES, admits_itself, positional, splash
 from research.attention.tiles import tiling_of
 from research.errors import UserError
 
-EngineName = Literal["auto", "reference", "flash", "cudnn", "splash"]
+EngineName = Literal["auto", "reference", "flash", "cudnn", "splash", "ring"]
 """Engines that can be asked for; models' descriptions list the same names."""
 _log = logging.getLogger(__name__)
 
@@ -47,7 +48,17 @@ class Request:
     head_dim: int
     value_dim: int
     backend: str
-    devices: int
+    split: Split = Split()  # noqa: RUF009 (frozen)
+    """Over which devices of the mesh in force the call lies."""
+
+    def undivided(self) -> dict[str, bool]:
+        """Returns what keeps devices from computing a part each, as {need: whether it is lacking}."""
+        rows, heads, unknown = self.split.rows, self.split.heads, self.split.unknown
+        return {
+            f"mesh axes data, fsdp, tensor and sequence ({unknown} devices lie along others)": unknown > 1,
+            f"a batch that divides over {rows} devices (this is {self.batch})": self.batch % rows != 0,
+            f"heads that divide over {heads} devices (these are {self.heads})": self.heads % heads != 0,
+        }
 
 
 def _cudnn_lacks(request: Request) -> str | None:
@@ -70,10 +81,11 @@ def _cudnn_lacks(request: Request) -> str | None:
 
 def _splash_lacks(request: Request) -> str | None:
     """Returns what keeps the TPU's splash attention from serving the request, or None."""
-    place = positional(request.mask)
+    place, length = positional(request.mask), request.split.length
     reasons: dict[str, Callable[[], bool]] = {
         f"a TPU (this is {request.backend})": lambda: request.backend != "tpu",
-        f"one device, or a call inside shard_map (here are {request.devices})": lambda: request.devices > 1,
+        f"whole sequences on a device (these lie over {length}; 'ring' serves such)": lambda: length > 1,
+        **{need: functools.partial(bool, lacking) for need, lacking in request.undivided().items()},
         f"lengths that are multiples of {LANES} (these are {request.q_len} and {request.kv_len})": (
             lambda: request.q_len % LANES != 0 or request.kv_len % LANES != 0
         ),
@@ -90,6 +102,22 @@ def _splash_lacks(request: Request) -> str | None:
     return next((need for need, missing in reasons.items() if missing()), None)
 
 
+def _ring_lacks(request: Request) -> str | None:
+    """Returns what keeps ring attention from serving the request, or None."""
+    length = request.split.length
+    parts = length * pieces(request.mask)
+    reasons = {
+        f"a mesh whose axis sequence has several devices (here it has {length})": length == 1,
+        **request.undivided(),
+        f"lengths that divide into {parts} parts (these are {request.q_len} and {request.kv_len})": (
+            request.q_len % parts != 0 or request.kv_len % parts != 0
+        ),
+        "no attention dropout": request.dropout,
+        "no score bias": request.bias,
+    }
+    return next((need for need, missing in reasons.items() if missing), None)
+
+
 def _serves_everything(request: Request) -> str | None:
     """Flash (reverse mode, once) and the reference serve every request."""
     del request
@@ -97,6 +125,7 @@ def _serves_everything(request: Request) -> str | None:
 
 
 LACKS = {
+    "ring": _ring_lacks,
     "cudnn": _cudnn_lacks,
     "splash": _splash_lacks,
     "flash": _serves_everything,
@@ -114,7 +143,7 @@ def flash_pays(request: Request) -> bool:
     costs more than the skipped blocks save). On an accelerator, or over several devices: for memory
     only, a pure-JAX softmax by tiles being slower than the plain one there.
     """
-    if request.backend == "cpu" and request.devices == 1:
+    if request.backend == "cpu" and request.split.devices == 1:
         return request.q_len * request.kv_len > 2**16 and request.q_len > 1
     return 4 * request.batch * request.heads * request.q_len * request.kv_len > LARGE
 
@@ -192,7 +221,7 @@ def attend(
     if kv_tokens is None and q.shape[1] != k.shape[1] and mask != Everything():
         raise ValueError(f"{q.shape[1]} queries and {k.shape[1]} keys: their positions must be given")
     q_tokens, kv_tokens = _placed(mask, q_tokens, kv_tokens, q.shape[1], k.shape[1])
-    backend, devices = _where()
+    backend, split = _where()
     request = Request(
         mask=mask,
         ordered=isinstance(q_tokens.positions, np.ndarray),
@@ -209,7 +238,7 @@ def attend(
         head_dim=q.shape[-1],
         value_dim=v.shape[-1],
         backend=backend,
-        devices=devices,
+        split=split,
     )
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     chosen = choose(engine, request)
@@ -221,14 +250,17 @@ def attend(
     if request.segments and not mask.within_documents:
         mask = mask & Present()
     if chosen == "splash":
-        return splash(
-            q, k, v, mask=mask, q_tokens=q_tokens, kv_tokens=kv_tokens, scale=scale, soft_cap=soft_cap,
-            sink=sink,
-        )  # fmt: skip
+        run = functools.partial(splash, mask=mask, scale=scale, soft_cap=soft_cap)
+        return on_each_device(run, q, k, v, q_tokens, kv_tokens, sink)
+    if chosen == "ring":
+        run = functools.partial(
+            ring, mask=mask, scale=scale, soft_cap=soft_cap, devices=split.length, cpu=backend == "cpu"
+        )
+        return on_each_device(run, q, k, v, q_tokens, kv_tokens, sink)
     if chosen == "flash":
         tiling = tiling_of(
             mask, q.shape[0], q.shape[1], k.shape[1], q.shape[2], k.shape[2],
-            cpu=backend == "cpu" and devices == 1,
+            cpu=backend == "cpu" and split.devices == 1,
         )  # fmt: skip
         return flash(
             q, k, v, mask=mask, q_tokens=q_tokens, kv_tokens=kv_tokens, tiling=tiling, scale=scale,
@@ -269,18 +301,13 @@ def _on_device(tokens: Tokens) -> Tokens:
     return dataclasses.replace(tokens, positions=jnp.asarray(tokens.positions))
 
 
-def _where() -> tuple[str, int]:
-    """Returns the platform of the mesh in force, or the default one, and its devices that share the call."""
+def _where() -> tuple[str, Split]:
+    """Returns the platform of the mesh in force, or the default one, and how its devices share the call."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.abstract_device is None:
-        return jax.default_backend(), 1
+        return jax.default_backend(), Split()
     platform = mesh.abstract_device.platform
-    shared = (
-        size
-        for size, kind in zip(mesh.axis_sizes, mesh.axis_types, strict=True)
-        if kind != jax.sharding.AxisType.Manual  # inside shard_map each device has a call of its own
-    )
-    return {"cuda": "gpu", "rocm": "gpu"}.get(platform, platform), math.prod(shared)
+    return {"cuda": "gpu", "rocm": "gpu"}.get(platform, platform), split_of(mesh)
 
 
 def blank(

@@ -47,20 +47,12 @@ def flash(
     program is built. Output and log-sum-exp carry the names ``attention_out`` and ``attention_lse`` for
     checkpoint policies: where these are saved, the forward pass does not run again.
     """
-    batch, q_len, heads, head_dim = q.shape
-    kv_heads = k.shape[2]
+    batch, q_len, heads, _ = q.shape
     known = isinstance(q_tokens.positions, np.ndarray) and isinstance(kv_tokens.positions, np.ndarray)
     rate = 0.0 if dropout_key is None else dropout
     if bias is not None:  # which can be restricted to tokens, not to rows or heads
-        tiling = dataclasses.replace(tiling, rows=batch, heads=kv_heads)
-    q = (q * jnp.asarray(scale, q.dtype)).transpose(0, 2, 1, 3)
-    operands = Operands(
-        q.reshape(batch, kv_heads, heads // kv_heads, q_len, head_dim),
-        k.transpose(0, 2, 1, 3),
-        v.transpose(0, 2, 1, 3),
-        bias,
-        None if sink is None else sink.astype(jnp.float32).reshape(kv_heads, -1),
-    )
+        tiling = dataclasses.replace(tiling, rows=batch, heads=k.shape[2])
+    operands = by_key_head(q, k, v, scale, bias, sink)
     context = Context(q_tokens, kv_tokens, dropout_key if rate else None)
     # Arrays alone pass the rule of differentiation: descriptions would be rebuilt around placeholders.
     arrays, tree = jax.tree.flatten((operands, context))
@@ -78,20 +70,7 @@ def _attention(
 def _forward(problem: Problem, tree: Any, *arrays: Any) -> tuple[Array, Any]:
     """Returns the output, and what the backward pass needs."""
     operands, context = jax.tree.unflatten(tree, arrays)
-    work = Work(problem, operands, context)
-    batch, kv_heads, group, q_len, _ = operands.q.shape
-    out = jnp.zeros((batch, kv_heads, group, q_len, operands.v.shape[-1]), operands.v.dtype)
-    lse = jnp.zeros((batch, kv_heads, group, q_len), jnp.float32)
-
-    def block(place: Place, carry: tuple[Any, Any]) -> tuple[Any, Any]:
-        out, lse = carry
-        tile_out, tile_lse = work.rows_of(place)
-        fresh = work.fresh(place)
-        tile_out = jnp.where(fresh[..., None], tile_out, work.queries(out, place))
-        tile_lse = jnp.where(fresh, tile_lse, work.queries(lse, place))
-        return work.put(out, tile_out, place), work.put(lse, tile_lse, place)
-
-    out, lse = work.each_block(block, (out, lse))
+    out, lse = forward(Work(problem, operands, context), operands.v.dtype)
     out, lse = checkpoint_name(out, "attention_out"), checkpoint_name(lse, "attention_lse")
     return out, (arrays, out, lse)
 
@@ -103,18 +82,12 @@ def _backward(problem: Problem, tree: Any, saved: Any, d_out: Array) -> tuple[Ar
     work = Work(problem, operands, context)
     delta = (out.astype(jnp.float32) * d_out.astype(jnp.float32)).sum(-1)
     bias_parts, _ = split_bias(operands.bias)
-    # Products that contract over the rows of a tile's scores are slow on a CPU (30 instead of 80 GFLOP/s a
-    # core): with d_k and d_v transposed, and the small operand transposed beforehand, there are none. The
-    # barriers keep the compiler from folding the transpositions back into the products.
-    flipped = jax.lax.optimization_barrier((jnp.moveaxis(operands.q, 4, 2), jnp.moveaxis(d_out, 4, 2)))
-    zero = (
-        jnp.zeros(operands.q.shape, jnp.float32),
-        *(jnp.zeros(x.swapaxes(2, 3).shape, jnp.float32) for x in (operands.k, operands.v)),
-    )
+    turned = flipped(operands.q, d_out)
 
     def block(place: Place, carry: Any) -> Any:
-        return work.gradients_of(place, d_out, flipped, lse, delta, carry)
+        return work.gradients_of(place, d_out, turned, lse, delta, carry)
 
+    zero = no_gradients(operands)
     d_q, *d_kv, d_bias = work.each_block(block, (*zero, jax.tree.map(jnp.zeros_like, bias_parts)))
     d_k, d_v = (x.swapaxes(2, 3) for x in jax.lax.optimization_barrier(d_kv))
     gradients: list[Array | None] = [d_q, d_k, d_v]
@@ -127,3 +100,59 @@ def _backward(problem: Problem, tree: Any, saved: Any, d_out: Array) -> tuple[Ar
 
 
 _attention.defvjp(_forward, _backward)
+
+
+def by_key_head(
+    q: Float[Array, "batch q_len heads head_dim"],
+    k: Float[Array, "batch kv_len kv_heads head_dim"],
+    v: Float[Array, "batch kv_len kv_heads value_dim"],
+    scale: float,
+    bias: Bias | None,
+    sink: Float[Array, " heads"] | None,
+) -> Operands:
+    """Returns the arrays of a call as tiles are cut from them, the queries scaled."""
+    batch, q_len, heads, head_dim = q.shape
+    kv_heads = k.shape[2]
+    q = (q * jnp.asarray(scale, q.dtype)).transpose(0, 2, 1, 3)
+    return Operands(
+        q.reshape(batch, kv_heads, heads // kv_heads, q_len, head_dim),
+        k.transpose(0, 2, 1, 3),
+        v.transpose(0, 2, 1, 3),
+        bias,
+        None if sink is None else sink.astype(jnp.float32).reshape(kv_heads, -1),
+    )
+
+
+def forward(work: Work, dtype: jax.typing.DTypeLike) -> tuple[Array, Array]:
+    """Returns the output, of ``dtype``, and the log-sum-exp, float32, of all queries over all keys."""
+    q = work.operands.q
+    out = jnp.zeros((*q.shape[:4], work.value_dim), dtype)
+    lse = jnp.zeros(q.shape[:4], jnp.float32)
+
+    def block(place: Place, carry: tuple[Any, Any]) -> tuple[Any, Any]:
+        out, lse = carry
+        tile_out, tile_lse = work.rows_of(place)
+        fresh = work.fresh(place)
+        tile_out = jnp.where(fresh[..., None], tile_out.astype(dtype), work.queries(out, place))
+        tile_lse = jnp.where(fresh, tile_lse, work.queries(lse, place))
+        return work.put(out, tile_out, place), work.put(lse, tile_lse, place)
+
+    return work.each_block(block, (out, lse))
+
+
+def flipped(q: Array, d_out: Array) -> tuple[Array, Array]:
+    """Returns queries and the output's gradient as ``Work.gradients_of`` takes them beside the plain ones.
+
+    Products that contract over the rows of a tile's scores are slow on a CPU (30 instead of 80 GFLOP/s a
+    core): with d_k and d_v transposed, and the small operand transposed beforehand, there are none. The
+    barriers keep the compiler from folding the transpositions back into the products.
+    """
+    return jax.lax.optimization_barrier((jnp.moveaxis(q, 4, 2), jnp.moveaxis(d_out, 4, 2)))
+
+
+def no_gradients(operands: Operands) -> tuple[Array, Array, Array]:
+    """Returns the float32 zeros that tiles' gradients are added to: of q, and of k and v transposed."""
+    return (
+        jnp.zeros(operands.q.shape, jnp.float32),
+        *(jnp.zeros(x.swapaxes(2, 3).shape, jnp.float32) for x in (operands.k, operands.v)),
+    )  # type: ignore[return-value]

@@ -182,7 +182,7 @@ class Work:
         return carry
 
     def rows_of(self, place: Place) -> tuple[Array, Array]:
-        """Returns the output and the log-sum-exp of a tile of queries."""
+        """Returns the output and the log-sum-exp (FLOOR where there is no key) of queries, float32."""
         q = self.queries(self.operands.q, place)
         shape = q.shape[:2]
         top = jnp.full(shape, FLOOR, jnp.float32)
@@ -213,8 +213,7 @@ class Work:
         out = jnp.zeros((*shape, self.value_dim), jnp.float32)
         out, top, total = self.each_tile(place, tile, (out, top, total))
         out = out / jnp.where(total == 0.0, 1.0, total)[..., None]
-        lse = jnp.where(total == 0.0, 0.0, top + jnp.log(jnp.where(total == 0.0, 1.0, total)))
-        return out.astype(self.operands.v.dtype), lse
+        return out, top + jnp.log(jnp.where(total == 0.0, 1.0, total))
 
     def gradients_of(
         self,

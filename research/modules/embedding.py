@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from research.attention.positions import Learned, Positions, Sinusoidal, learned, sinusoidal
+from research.modules.placement import as_rows
 
 
 class Embedding(nn.Module):
@@ -28,9 +29,7 @@ class Embedding(nn.Module):
 
     def attend(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch rows"]:
         """Returns the products of x with every row, float32: the logits of a tied head."""
-        logits = jnp.matmul(
-            x.reshape(-1, self.width), self.table.astype(x.dtype).T, preferred_element_type=jnp.float32
-        )
+        logits = jnp.matmul(as_rows(x), self.table.astype(x.dtype).T, preferred_element_type=jnp.float32)
         return logits.reshape(*x.shape[:-1], self.rows)
 
 

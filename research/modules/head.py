@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from research.modules.placement import gathered
+from research.modules.placement import as_rows, gathered
 
 LOGITS = 2**31
 """Bytes of float32 logits that a device may hold at once in training."""
@@ -16,8 +16,7 @@ def project(
     x: Float[Array, "*batch width"], kernel: Float[Array, "width classes"], soft_cap: float | None = None
 ) -> Float[Array, "*batch classes"]:
     """Returns logits, float32, capped to c * tanh(logits / c) if ``soft_cap`` is given."""
-    flat = x.reshape(-1, x.shape[-1])
-    logits = jnp.matmul(flat, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
+    logits = jnp.matmul(as_rows(x), kernel.astype(x.dtype), preferred_element_type=jnp.float32)
     logits = logits.reshape(*x.shape[:-1], kernel.shape[1])
     return logits if soft_cap is None else soft_cap * jnp.tanh(logits / soft_cap)
 

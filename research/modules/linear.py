@@ -8,6 +8,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from research.modules.placement import as_rows
+
 
 def linear(
     x: Float[Array, "*batch inputs"],
@@ -17,7 +19,7 @@ def linear(
     """Returns x kernel + bias, in the dtype of x."""
     # Rows as one matrix: the gradient of the kernel is then a plain product, where XLA on a CPU would first
     # transpose a copy of the activations.
-    rows = jnp.matmul(x.reshape(-1, x.shape[-1]), kernel.astype(x.dtype))
+    rows = jnp.matmul(as_rows(x), kernel.astype(x.dtype))
     y = rows.reshape(*x.shape[:-1], kernel.shape[-1])
     return y if bias is None else y + jnp.broadcast_to(bias.astype(x.dtype), y.shape)
 

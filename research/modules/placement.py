@@ -6,8 +6,7 @@ import jax
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
-BATCH_AXES = ("data", "fsdp")
-LENGTH_AXIS = "sequence"
+from research.attention.devices import BATCH_AXES, HEAD_AXIS, LENGTH_AXIS
 
 
 def placed(x: Float[Array, "batch length *rest"]) -> Float[Array, "batch length *rest"]:
@@ -23,9 +22,18 @@ def placed(x: Float[Array, "batch length *rest"]) -> Float[Array, "batch length 
     return jax.lax.with_sharding_constraint(x, P(BATCH_AXES, LENGTH_AXIS, *rest))
 
 
+def as_rows(x: Float[Array, "*batch width"]) -> Float[Array, "*rows width"]:
+    """Returns x as one matrix, [tokens, width], unless the mesh in force splits the length.
+
+    Tokens that are split both by row and by length have no such order: the length would be gathered.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    return x if mesh.shape.get(LENGTH_AXIS, 1) > 1 else x.reshape(-1, x.shape[-1])
+
+
 def gathered(kernel: Float[Array, "inputs outputs"]) -> Float[Array, "inputs outputs"]:
     """Returns a matrix whole on every device of the mesh in force, but for outputs split by "tensor"."""
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1 or "tensor" not in mesh.axis_names:
+    if mesh.empty or mesh.size == 1 or HEAD_AXIS not in mesh.axis_names:
         return kernel
-    return jax.lax.with_sharding_constraint(kernel, P(None, "tensor"))
+    return jax.lax.with_sharding_constraint(kernel, P(None, HEAD_AXIS))

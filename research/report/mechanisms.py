@@ -6,13 +6,20 @@ from collections.abc import Mapping
 
 from research.attention.block_choice import MoBA
 from research.attention.catalogue import capabilities
+from research.attention.devices import Split
 from research.attention.engines import LACKS, Request
 from research.attention.hashing import Reformer
 from research.attention.masks import Causal, Everything, Mask
 from research.attention.mechanisms import Forgetting, Geometry, Latent, Mechanism, Softmax
 
-HOME = {"cudnn": "gpu", "splash": "tpu", "flash": "cpu", "reference": "cpu"}
-"""Where each engine is asked for: the platform that it was made for."""
+HOME = {
+    "ring": ("cpu", Split(length=8)),
+    "cudnn": ("gpu", Split()),
+    "splash": ("tpu", Split()),
+    "flash": ("cpu", Split()),
+    "reference": ("cpu", Split()),
+}
+"""Where each engine is asked for: the platform and the devices that it was made for."""
 _GEOMETRY = Geometry(width=768, heads=12, kv_heads=12, head_dim=64, context=4096)
 
 
@@ -34,7 +41,7 @@ def engines(mechanism: Mechanism) -> tuple[str, ...]:
                 mask=mask, ordered=True, segments=False, soft_cap=softmax.soft_cap is not None,
                 bias=isinstance(mechanism, Forgetting), sink=softmax.sink, dropout=False, dtype="bfloat16",
                 batch=1, heads=12, q_len=4096, kv_len=4096, head_dim=64 + wider, value_dim=64,
-                backend=HOME[name], devices=1,
+                backend=HOME[name][0], split=HOME[name][1],
             )
         )
         is None

@@ -1,17 +1,18 @@
-"""What one chip can do, and slices of chips that are not here."""
+"""What one chip can do, and chips that are not here: slices of TPUs, nodes of GPUs, simulated CPU devices."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from research.errors import UserError, nearest
 from research.scale.mesh import AXES
@@ -19,9 +20,10 @@ from research.scale.mesh import AXES
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One TPU chip: figures of its vendor (cloud.google.com/tpu/docs, pages of each version)."""
+    """One chip: figures of its vendor (cloud.google.com/tpu/docs, a page each; NVIDIA's data sheets)."""
 
     name: str
+    platform: Literal["tpu", "gpu"]
     flops: float
     """Peak bfloat16 FLOP/s."""
     memory: int
@@ -29,21 +31,24 @@ class Chip:
     memory_bandwidth: float
     """Bytes/s to and from HBM."""
     interconnect: float
-    """Bytes/s from one chip to the others of its slice, all links together."""
+    """Bytes/s from one chip to the others of its slice or node, all links together."""
     dimensions: int
-    """Of the torus that a slice is."""
+    """Of the torus that a slice is; GPUs of a node are in a row."""
     hosts: float
-    """Bytes/s from one chip to other slices: its share of the host's network (assumed, not published)."""
+    """Bytes/s from one chip to other slices or nodes: its share of the host's network (assumed)."""
 
 
 _GIB = 2**30
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v4", 275e12, 32 * _GIB, 1228e9, 300e9, 3, 6.25e9),
-        Chip("v5e", 197e12, 16 * _GIB, 819e9, 200e9, 2, 3.125e9),
-        Chip("v5p", 459e12, 95 * _GIB, 2765e9, 600e9, 3, 6.25e9),
-        Chip("v6e", 918e12, 32 * _GIB, 1638e9, 448e9, 2, 6.25e9),
+        Chip("v4", "tpu", 275e12, 32 * _GIB, 1228e9, 300e9, 3, 6.25e9),
+        Chip("v5e", "tpu", 197e12, 16 * _GIB, 819e9, 200e9, 2, 3.125e9),
+        Chip("v5p", "tpu", 459e12, 95 * _GIB, 2765e9, 600e9, 3, 6.25e9),
+        Chip("v6e", "tpu", 918e12, 32 * _GIB, 1638e9, 448e9, 2, 6.25e9),
+        Chip("a100", "gpu", 312e12, 80_000_000_000, 2039e9, 300e9, 1, 25e9),
+        Chip("h100", "gpu", 989e12, 80_000_000_000, 3350e9, 450e9, 1, 50e9),
+        Chip("h200", "gpu", 989e12, 141_000_000_000, 4800e9, 450e9, 1, 50e9),
     )
 }
 """Chips by the name that topologies begin with."""
@@ -54,13 +59,21 @@ class Topology:
     """Slices of chips that need not be here: the compiler knows them."""
 
     name: str
-    chip: Chip
+    chip: Chip | None
+    """None: simulated devices of this machine's CPU, of which no figure means anything."""
     slices: int
     devices: Sequence[Any]
-    """Of all slices, one slice after another."""
+    """Of all slices, one slice after another; of GPUs, whose compiler is not here, only their numbers."""
 
-    def mesh(self, data: int, fsdp: int, tensor: int, sequence: int) -> Mesh:
+    @property
+    def compiles(self) -> bool:
+        """Whether there is a compiler for the chips."""
+        return self.chip is None or self.chip.platform == "tpu"
+
+    def mesh(self, data: int, fsdp: int, tensor: int, sequence: int) -> Mesh | AbstractMesh:
         """Returns a mesh over all chips; of several slices the axis ``data`` runs between, all else inside.
+
+        It is abstract where nothing can be compiled for the chips.
 
         Raises:
           UserError: the axes do not multiply up to the chips of the slices.
@@ -81,12 +94,16 @@ class Topology:
                 f"sharding: {shape} is no mesh of {self.slices} x {self.name} ({chips} chips): axes multiply "
                 "up to the chips, at most one is -1 (the rest), and data is a multiple of the slices"
             )
-        arranged = self._arranged(tuple(sizes.values()))
-        return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+        extents, kinds = tuple(sizes.values()), (AxisType.Auto,) * len(AXES)
+        if not self.compiles:
+            return AbstractMesh(extents, AXES, kinds)
+        return Mesh(self._arranged(extents), AXES, kinds)
 
     def _arranged(self, shape: tuple[int, ...]) -> np.ndarray:
         from jax.experimental import mesh_utils
 
+        if self.chip is None:
+            return np.array(self.devices).reshape(shape)
         if self.slices == 1:
             return mesh_utils.create_device_mesh(shape, self.devices, allow_split_physical_axes=True)
         inside = (shape[0] // self.slices, *shape[1:])
@@ -97,26 +114,35 @@ class Topology:
 
 
 def topology(name: str, slices: int = 1) -> Topology:
-    """Returns slices of a shape that the compiler for TPUs knows, such as ``v5e:4x4`` or ``v5p:4x4x4``.
+    """Returns chips that need not be here.
+
+    Args:
+      name: a slice that the compiler for TPUs knows, such as ``v5e:4x4`` or ``v5p:4x4x4``; a node of GPUs,
+        such as ``h100:8``; or simulated devices, ``cpu:8``.
+      slices: how many slices or nodes.
 
     Raises:
       UserError: no such chip or shape, or the package libtpu is not installed.
     """
+    if name.startswith("cpu:"):
+        return _simulated(name, slices)
     match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", name)
     if not match or match[1] not in CHIPS:
         asked = name.partition(":")[0]
-        hint = (
-            nearest(asked, CHIPS) if asked not in CHIPS else "; give it as CHIP:AxB, or AxBxC for v4 and v5p"
-        )
+        shape = "; give it as CHIP:AxB, AxBxC for v4 and v5p, or CHIP:N for GPUs"
+        hint = nearest(asked, CHIPS) if asked not in CHIPS else shape
         raise UserError(f"topology {name!r} is unknown{hint}")
     chip = CHIPS[match[1]]
     if match[2].count("x") + 1 != chip.dimensions:
         example = "x".join("4" * chip.dimensions)
-        raise UserError(
-            f"topology {name!r}: slices of {chip.name} have {chip.dimensions} sides: {chip.name}:{example}"
-        )
+        sides = f"slices of {chip.name} have {chip.dimensions} sides"
+        if chip.platform == "gpu":
+            sides, example = "GPUs are counted by nodes, more of them by --slices", "8"
+        raise UserError(f"topology {name!r}: {sides}: {chip.name}:{example}")
     if slices < 1:
         raise UserError(f"--slices {slices}: at least 1")
+    if chip.platform == "gpu":
+        return Topology(name, chip, slices, range(slices * int(match[2])))
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # it would ask a cloud's metadata server, for minutes
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
@@ -134,6 +160,21 @@ def topology(name: str, slices: int = 1) -> Topology:
         raise UserError(f"topology {name!r}: {' '.join(str(error).split())[:200]}") from error
     devices: list[Any] = sorted(found.devices, key=lambda device: (slice_of(device), device.id))
     return Topology(name, chip, slices, devices)
+
+
+def _simulated(name: str, slices: int) -> Topology:
+    """Returns simulated devices of this machine's CPU."""
+    if not re.fullmatch(r"cpu:[1-9]\d*", name):
+        raise UserError(f"topology {name!r}: simulated devices are given as cpu:N, such as cpu:8")
+    if slices != 1:
+        raise UserError(f"--slices {slices}: simulated devices are one slice")
+    count = int(name.removeprefix("cpu:"))
+    with contextlib.suppress(RuntimeError):  # JAX runs already, with the devices that it has
+        jax.config.update("jax_num_cpu_devices", count)
+    devices = jax.devices("cpu")
+    if len(devices) < count:
+        raise UserError(f"topology {name!r}: this process has {len(devices)} simulated devices")
+    return Topology(name, None, 1, devices[:count])
 
 
 def slice_of(device: Any) -> int:

@@ -2,8 +2,8 @@
 
 A description is a tree of frozen dataclasses. In JSON each is an object whose ``"kind"`` is its class in
 kebab-case (``AdamW`` -> ``"adamw"``, ``WarmupStableDecay`` -> ``"warmup-stable-decay"``, ``CausalLM`` ->
-``"causal-lm"``), so a field may admit more classes later without older files changing their meaning. Types are
-checked strictly wherever a description comes from: a JSON file, an experiment file, or the command line.
+``"causal-lm"``), so a field may admit more classes later without older files changing their meaning. Types
+are checked strictly wherever a description comes from: a JSON file, an experiment file, or the command line.
 """
 
 from __future__ import annotations

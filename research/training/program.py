@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from research.objectives.objective import Batch
@@ -79,6 +79,8 @@ class Functions:
     """What a description alone determines, before there is any data: enough to compile, plan and restore."""
 
     mesh: Mesh
+    apply: Callable[..., Any]
+    """The model's, its activations placed on the mesh."""
     abstract_state: State
     abstract_batch: dict[str, jax.ShapeDtypeStruct]
     init: Callable[[], State]
@@ -89,8 +91,10 @@ class Functions:
     """Of the summed loss, over as many micro-batches as the step takes."""
 
 
-def functions(experiment: Experiment, mesh: Mesh | None = None) -> Functions:
+def functions(experiment: Experiment, mesh: Mesh | AbstractMesh | None = None) -> Functions:
     """Returns the jitted initialisation and step of an experiment on a mesh (default: the experiment's own).
+
+    On an abstract mesh they can be traced, and not compiled.
 
     Raises:
       UserError: the mesh does not fit the devices, or the strategy does not fit the parameters.
@@ -141,7 +145,8 @@ def functions(experiment: Experiment, mesh: Mesh | None = None) -> Functions:
         for name, (shape, dtype) in experiment.data.shapes().items()
     }
     return Functions(
-        mesh=mesh,
+        mesh=cast(Mesh, mesh),  # an abstract one does as long as nothing is computed
+        apply=apply,
         abstract_state=abstract,
         abstract_batch=batch,
         init=jax.jit(init, out_shardings=shardings, compiler_options=_quick_to_compile(mesh)),
@@ -160,9 +165,10 @@ def initial_parameters(experiment: Experiment, key: Array) -> Any:
     return experiment.model.build().init(key, *inputs, **named)["params"]
 
 
-def _quick_to_compile(mesh: Mesh) -> dict[str, int] | None:
+def _quick_to_compile(mesh: Mesh | AbstractMesh) -> dict[str, int] | None:
     """Returns compiler options for what runs once: Threefry takes LLVM longer to optimise than to run."""
-    return {"xla_backend_optimization_level": 1} if mesh.devices.flat[0].platform == "cpu" else None
+    on_cpu = isinstance(mesh, Mesh) and mesh.devices.flat[0].platform == "cpu"
+    return {"xla_backend_optimization_level": 1} if on_cpu else None
 
 
 def share() -> dict[str, int]:
@@ -205,7 +211,7 @@ def build(experiment: Experiment, prepared: Prepared, parts: Functions | None = 
     )
 
 
-def rows_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
+def rows_sharding(mesh: Mesh | AbstractMesh, shape: tuple[int, ...]) -> NamedSharding:
     """Returns how an array of a batch lies on a mesh: rows are split, and a length the axis divides."""
     whole = len(shape) < 2 or shape[1] % mesh.shape["sequence"]
     return NamedSharding(mesh, PartitionSpec(BATCH[0]) if whole else BATCH)

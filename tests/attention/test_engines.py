@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh, AxisType
 
 from research.attention import (
     Causal,
@@ -19,9 +20,11 @@ from research.attention import (
     Window,
     attend,
 )
+from research.attention.devices import Split, split_of
 from research.attention.engines import Request, choose
 from research.attention.splash import splash
 from research.errors import UserError
+from research.scale.mesh import AXES
 
 SERVED = Request(
     mask=Causal(),
@@ -39,11 +42,10 @@ SERVED = Request(
     head_dim=64,
     value_dim=64,
     backend="gpu",
-    devices=1,
 )
 ON_TPU = dataclasses.replace(SERVED, backend="tpu")
 LACKING = {
-    "a GPU (this is cpu)": {"backend": "cpu", "devices": 8},
+    "a GPU (this is cpu)": {"backend": "cpu", "split": Split(rows=8)},
     "bfloat16 or float16 (this is float32)": {"dtype": "float32"},
     "a head width that is a multiple of 8 and at most 128 (this is 60)": {"head_dim": 60, "value_dim": 60},
     "at most 128 (this is 256)": {"head_dim": 256, "value_dim": 256},
@@ -58,7 +60,9 @@ LACKING = {
 }
 LACKING_ON_TPU = {
     "a TPU (this is gpu)": {"backend": "gpu", "dtype": "float32"},
-    "one device, or a call inside shard_map (here are 8)": {"devices": 8},
+    "a batch that divides over 8 devices (this is 2)": {"split": Split(rows=8)},
+    "heads that divide over 3 devices (these are 4)": {"split": Split(heads=3)},
+    "mesh axes data, fsdp, tensor and sequence (5 devices lie along others)": {"split": Split(unknown=5)},
     "lengths that are multiples of 128 (these are 100 and 256)": {"q_len": 100},
     "no attention dropout": {"dropout": True},
     "no score bias": {"bias": True},
@@ -104,13 +108,63 @@ def test_what_splash_lacks_is_named_and_auto_falls_back(need):
     assert choose("auto", request) == "reference"
 
 
+AROUND = dataclasses.replace(SERVED, split=Split(rows=2, heads=4, length=8))
+LACKING_AROUND = {
+    "a mesh whose axis sequence has several devices (here it has 1)": {"split": Split(2, 4)},
+    "a batch that divides over 2 devices (this is 3)": {"batch": 3},
+    "heads that divide over 4 devices (these are 6)": {"heads": 6},
+    "lengths that divide into 16 parts (these are 256 and 264)": {"kv_len": 264},
+    "no attention dropout": {"dropout": True},
+    "no score bias": {"bias": True},
+    "mesh axes data, fsdp, tensor and sequence (3 devices lie along others)": {"split": Split(2, 4, 8, 3)},
+}
+
+
+def test_what_a_ring_serves_goes_round_on_any_platform():
+    for change in (
+        {},
+        {"backend": "tpu"},
+        {"backend": "cpu", "dtype": "float32", "sink": True, "soft_cap": True, "ordered": False},
+        {"mask": Everything(), "kv_len": 264},  # not balanced: 8 parts, not 16
+        {"mask": Causal() & SameSegment(), "segments": True, "head_dim": 60, "value_dim": 30},
+    ):
+        assert choose("auto", dataclasses.replace(AROUND, **change)) == "ring"
+
+
+@pytest.mark.parametrize("need", LACKING_AROUND)
+def test_what_a_ring_lacks_is_named_and_auto_falls_back(need):
+    request = dataclasses.replace(AROUND, dtype="float32", **LACKING_AROUND[need])
+    with pytest.raises(UserError) as error:
+        choose("ring", request)
+    assert need in str(error.value) and "'reference' serves everything" in str(error.value)
+    assert choose("auto", request) == "reference"
+
+
+def test_splash_is_for_whole_sequences():
+    request = dataclasses.replace(ON_TPU, split=Split(length=8))
+    with pytest.raises(
+        UserError, match=r"whole sequences on a device \(these lie over 8; 'ring' serves such"
+    ):
+        choose("splash", request)
+    assert choose("auto", dataclasses.replace(ON_TPU, split=Split(rows=2, heads=4))) == "splash"
+
+
+def test_meshes_split_calls_by_our_axes():
+    auto, manual = AxisType.Auto, AxisType.Manual
+    assert split_of(AbstractMesh((2, 3, 4, 5), AXES, (auto,) * 4)) == Split(6, 4, 5)
+    assert split_of(AbstractMesh((2, 3), ("tensor", "x"), (auto,) * 2)) == Split(heads=2, unknown=3)
+    # Inside shard_map a device has a call of its own.
+    assert split_of(AbstractMesh((2, 3, 4, 5), AXES, (manual,) * 4)) == Split()
+    assert split_of(AbstractMesh((2, 4), ("data", "tensor"), (manual, auto))) == Split(unknown=4)
+
+
 def test_auto_takes_flash_where_it_pays():
     on_cpu = dataclasses.replace(SERVED, backend="cpu", dtype="float32", q_len=512, kv_len=512)
     assert choose("auto", on_cpu) == "flash"
     assert choose("auto", dataclasses.replace(on_cpu, q_len=64, kv_len=64)) == "reference"
     decoding = dataclasses.replace(on_cpu, q_len=1, kv_len=2**17)
     assert choose("auto", decoding) == "reference"
-    assert choose("auto", dataclasses.replace(on_cpu, devices=8)) == "reference"
+    assert choose("auto", dataclasses.replace(on_cpu, split=Split(rows=8))) == "reference"
     long = dataclasses.replace(SERVED, dtype="float32", q_len=32768, kv_len=32768)
     assert choose("auto", long) == "flash"  # 32 GiB of scores
 

@@ -8,6 +8,7 @@ import importlib.util
 import jax
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh
 
 from research.errors import UserError
 from research.scale.chips import CHIPS, Topology, topology
@@ -22,6 +23,11 @@ LIBTPU = importlib.util.find_spec("libtpu") is not None
         ("v5e", "topology 'v5e' is unknown; give it as CHIP:AxB"),
         ("v5p:4x4", "slices of v5p have 3 sides: v5p:4x4x4"),
         ("v5e:4x4x4", "slices of v5e have 2 sides: v5e:4x4"),
+        ("h100", "CHIP:N for GPUs"),
+        ("h100:4x4", "GPUs are counted by nodes, more of them by --slices: h100:8"),
+        ("cpu:", "simulated devices are given as cpu:N, such as cpu:8"),
+        ("cpu:2x2", "simulated devices are given as cpu:N"),
+        ("cpu:4096", "this process has"),
     ],
 )
 def test_an_unknown_topology_is_one_line(name, line):
@@ -34,6 +40,13 @@ def test_an_unknown_topology_is_one_line(name, line):
 def test_a_missing_compiler_is_one_line():
     with pytest.raises(UserError, match=r"needs their compiler, the package libtpu: pip install"):
         topology("v5e:4x4")
+
+
+def test_gpus_make_an_abstract_mesh_over_nodes():
+    mesh = topology("h100:8", slices=2).mesh(1, -1, 4, 1)
+    assert isinstance(mesh, AbstractMesh) and dict(mesh.shape) == {
+        "data": 2, "fsdp": 2, "tensor": 4, "sequence": 1
+    }  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -10,8 +11,15 @@ import sys
 
 import pytest
 
+from research.data.masked_text import MaskedText
+from research.data.text import TextData
 from research.errors import UserError
-from research.training.plan import _beats, _shortage
+from research.models.bert import BERT
+from research.models.gpt import GPT
+from research.objectives.masked_lm import MaskedLM
+from research.scale.chips import topology
+from research.training.experiment import Experiment, Sharding
+from research.training.plan import _beats, _shortage, plan, text
 
 QUICK = ["--model.layers", "2", "--model.width", "128", "--optimizer", "adamw", "--model.depth", "scan"]
 
@@ -56,9 +64,63 @@ def test_a_row_is_beaten_by_one_that_is_no_worse_and_somewhere_better():
 
 
 def test_errors_of_the_command_are_one_line():
-    from research.cli.planning import Plan, plan
+    from research.cli.planning import Plan
+    from research.cli.planning import plan as command
 
     with pytest.raises(UserError, match=r"needs --topology CHIP:AxB, such as v5e:4x4"):
-        plan("experiments/gpt/quickstart.py", Plan(), {})
-    with pytest.raises(UserError, match=r"--step sample: train or eval"):
-        plan("experiments/gpt/quickstart.py", Plan(topology="v5e:2x2", step="sample"), {})
+        command("experiments/gpt/quickstart.py", Plan(), {})
+    with pytest.raises(UserError, match=r"--step simple: train, eval or sample"):
+        command("experiments/gpt/quickstart.py", Plan(topology="v5e:2x2", step="simple"), {})
+
+
+SMALL = Experiment(
+    name="small",
+    model=GPT(vocabulary=64, context=32, layers=2, width=32, heads=2, remat="block"),
+    data=TextData(length=32, batch=16),
+    accumulate=2,
+)
+
+
+def test_gpus_are_planned_from_shapes():
+    found = plan(dataclasses.replace(SMALL, sharding=Sharding("fsdp")), topology("h100:8"))
+    assert found["compiled"] is False and "collectives" not in found
+    memory = found["memory_per_device"]
+    count = 64 * 32 + 32 * 32 + 2 * (12 * 32 * 32 + 13 * 32) + 2 * 32
+    # Norms and biases that are not split are whole on every device.
+    assert count * 4 / 8 <= memory["parameters"] < count * 4 / 8 + 4 * 13 * 32 * 2
+    assert memory["gradients"] == memory["parameters"] and memory["optimizer"] >= 2 * memory["parameters"]
+    # Of every block its input alone is kept, float32, one of a micro-batch's eight rows on each device; and
+    # what the head needs.
+    inputs = 2 * 32 * 32 * 4
+    assert inputs <= memory["activations_kept"] < inputs + 10 * 32 * (32 + 64) * 4
+    assert "not compiled: memory is what the shapes" in text(found)
+
+
+def test_what_does_not_fit_a_gpu_is_refused_in_bytes():
+    large = dataclasses.replace(SMALL.model, width=8192, heads=64, layers=64)
+    with pytest.raises(UserError, match=r"does not fit 1 x h100:8: .* GiB are needed, .* \([\d,]+ bytes\)"):
+        plan(dataclasses.replace(SMALL, model=large), topology("h100:8"))
+
+
+@pytest.mark.parametrize("step", ["eval", "sample"])
+def test_other_steps_are_planned_too(step):
+    found = plan(SMALL, topology("cpu:1"), step)
+    memory = found["memory_per_device"]
+    assert found["compiled"] is True and memory["optimizer"] == 0 and "estimate" not in found
+    train = SMALL.model.training_flops({"tokens": (16, 32)}, visible=False)
+    assert found["flops_per_step"]["full"] == pytest.approx(train / 3)
+    if step == "sample":  # keys and values of every layer, and then some
+        assert memory["gradients_activations_and_other"] > 2 * 2 * 16 * 32 * 32 * 4
+    assert f"its {step} step compiles for 1 x cpu:1 (1 chips)" in text(found)
+
+
+def test_what_cannot_be_sampled_is_one_line():
+    with pytest.raises(
+        UserError, match="--step sample is planned for TPUs and cpu:N, whose compilers are here"
+    ):
+        plan(SMALL, topology("h100:8"), "sample")
+    masked = Experiment("masked", BERT(vocabulary=64, layers=1, width=32, heads=2), MaskedText(), MaskedLM())
+    with pytest.raises(
+        UserError, match="--step sample needs objective 'causal-lm'; masked learns 'masked-lm'"
+    ):
+        plan(masked, topology("cpu:1"), "sample")
