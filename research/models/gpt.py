@@ -51,6 +51,8 @@ class GPT:
     """Query heads."""
     kv_heads: int | None = None
     """Key/value heads (fewer than heads: grouped-query attention; 1: multi-query); default: heads."""
+    head_dim: int | None = None
+    """Channels of a head; default: width / heads."""
     attention: Attention = dataclasses.field(default_factory=Softmax)
     """How tokens read those before them."""
     feed_forward_width: int | None = None
@@ -84,7 +86,8 @@ class GPT:
     def geometry(self) -> Geometry:
         """Sizes of an attention layer."""
         kv_heads = self.heads if self.kv_heads is None else self.kv_heads
-        return Geometry(self.width, self.heads, kv_heads, self.width // self.heads, self.context)
+        head_dim = self.width // self.heads if self.head_dim is None else self.head_dim
+        return Geometry(self.width, self.heads, kv_heads, head_dim, self.context)
 
     @property
     def hidden(self) -> int:

@@ -57,6 +57,8 @@ class Transformer:
     """Query heads."""
     kv_heads: int | None = None
     """Key/value heads (fewer than heads: grouped-query attention; 1: multi-query); default: heads."""
+    head_dim: int | None = None
+    """Channels of a head; default: width / heads."""
     attention: Attention = dataclasses.field(default_factory=Softmax)
     """How tokens of one side read one another, in encoder and decoder; cross-attention is softmax."""
     feed_forward_width: int | None = None
@@ -67,12 +69,19 @@ class Transformer:
     """Positional encoding."""
     norm: Literal["layer", "rms"] = "layer"
     """Normalisation."""
+    norm_epsilon: float = 1e-5
+    """Added to the variance in every normalisation."""
     placement: Literal["pre", "post"] = "post"
     """"post": norm(x + f(x)), as published; "pre": x + f(norm(x)), with a norm after each stack."""
     bias: bool = True
     """Biases in linear layers and LayerNorm."""
     tied_head: bool = True
     """Use the embedding as the output projection too (Press & Wolf, 2017)."""
+    head_bias: bool = False
+    """A bias on the logits (Marian)."""
+    embedding_scale: Literal["input", "output", "none"] = "input"
+    """Where the table is brought to scale: embeddings times width^1/2 (Vaswani et al., 2017, section 3.4),
+    what the head reads times width^-1/2 (T5), or neither."""
     dropout: float = 0.1
     """Dropout rate on embeddings and sub-layer outputs (and attention weights)."""
     depth: Literal["scan", "unroll"] = "scan"
@@ -88,7 +97,8 @@ class Transformer:
     def geometry(self) -> Geometry:
         """Sizes of an attention layer."""
         kv_heads = self.heads if self.kv_heads is None else self.kv_heads
-        return Geometry(self.width, self.heads, kv_heads, self.width // self.heads, self.context)
+        head_dim = self.width // self.heads if self.head_dim is None else self.head_dim
+        return Geometry(self.width, self.heads, kv_heads, head_dim, self.context)
 
     @property
     def hidden(self) -> int:
@@ -120,13 +130,14 @@ class Transformer:
             bias=self.bias,
             dropout=self.dropout,
             engine=self.engine,
+            norm_epsilon=self.norm_epsilon,
             # Glorot & Bengio (2010), as the authors' own code had it.
             stddev=self.width**-0.5,
             output_stddev=math.sqrt(2.0 / (self.width + self.hidden)),
         )
         block = BlockSpec(
             attention, self.hidden, self.feed_forward, self.norm, self.bias,
-            placement=self.placement, cross_attention=side == "decoder",
+            self.norm_epsilon, self.placement, cross_attention=side == "decoder",
         )  # fmt: skip
         return with_pattern(block, self.attention, self.positions)
 
@@ -173,11 +184,9 @@ class _Input(nn.Module):
         positions = (
             jnp.arange(x.shape[1], dtype=jnp.int32)[None] if place is None else jnp.asarray(place.positions)
         )
-        # Scaled up (Vaswani et al., 2017, section 3.4): the table is small, as an output projection must be.
-        x = with_positions(
-            x * jnp.asarray(math.sqrt(self.model.width), x.dtype), positions, self.model.positions,
-            self.model.context,
-        )  # fmt: skip
+        if self.model.embedding_scale == "input":  # the table is small, as an output projection must be
+            x = x * jnp.asarray(math.sqrt(self.model.width), x.dtype)
+        x = with_positions(x, positions, self.model.positions, self.model.context)
         return placed(dropout(x, self.model.dropout, key))
 
 
@@ -194,10 +203,12 @@ class TransformerModule(nn.Module):
         self.encoder = Stack(model.specs("encoder"), model.layers, model.depth, model.remat)
         self.decoder = Stack(model.specs("decoder"), model.decoder_depth, model.depth, model.remat)
         if model.placement == "pre":
-            self.encoder_norm = Norm(model.norm, model.bias)
-            self.decoder_norm = Norm(model.norm, model.bias)
+            self.encoder_norm = Norm(model.norm, model.bias, model.norm_epsilon)
+            self.decoder_norm = Norm(model.norm, model.bias, model.norm_epsilon)
         if not model.tied_head:
             self.head = Linear((model.width,), (model.vocabulary,), False, model.width**-0.5)
+        if model.head_bias:
+            self.head_bias = self.param("head_bias", nn.initializers.zeros, (model.vocabulary,), jnp.float32)
 
     def __call__(
         self,
@@ -264,8 +275,12 @@ class TransformerModule(nn.Module):
             layers, slots = cache[0], cache[1].write(jnp.asarray(positions))
         x, layers = self.decoder(x, Context(place, *memory, slots), layers, stack_key)
         x = placed(self.decoder_norm(x) if self.model.placement == "pre" else x)
+        if self.model.embedding_scale == "output":
+            x = x * jnp.asarray(self.model.width**-0.5, x.dtype)
         tied = self.model.tied_head
         logits = self.token_embedding.attend(x) if tied else self.head(x).astype(jnp.float32)
+        if self.model.head_bias:
+            logits = logits + self.head_bias[None, None]
         return placed(logits), None if layers is None or slots is None else (layers, slots)
 
 

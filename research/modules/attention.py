@@ -98,7 +98,7 @@ class MultiHeadAttention(nn.Module):
         weight_key, output_key = (None, None) if key is None else jax.random.split(key)
         out = self._attend(
             q, k, v,
-            mask=mask, q_tokens=q_tokens, kv_tokens=kv_tokens, scale=scale(spec.positions, q.shape[-1]),
+            mask=mask, q_tokens=q_tokens, kv_tokens=kv_tokens, scale=scale(spec, q.shape[-1]),
             soft_cap=softmax.soft_cap, bias=bias, sink=sink,
             dropout=spec.dropout, dropout_key=weight_key, engine=spec.engine,
         )  # fmt: skip
@@ -201,11 +201,13 @@ def turned(
     return tuple(rotary(x, jnp.asarray(places), positions) for x in arrays)
 
 
-def scale(positions: Positions | None, channels: int) -> float | None:
-    """Returns the factor on the scores where positions change it; None: the usual one."""
-    if not isinstance(positions, Rotary) or positions.temperature == 1.0:
+def scale(spec: AttentionSpec, channels: int) -> float | None:
+    """Returns the factor on the scores where mechanism or positions change it; None: the usual one."""
+    own = spec.mechanism.scale if isinstance(spec.mechanism, Softmax) else None
+    temperature = spec.positions.temperature if isinstance(spec.positions, Rotary) else 1.0
+    if own is None and temperature == 1.0:
         return None
-    return positions.temperature * channels**-0.5
+    return temperature * (channels**-0.5 if own is None else own)
 
 
 def position_bias(module: nn.Module, spec: AttentionSpec) -> Bias | None:

@@ -12,6 +12,7 @@ import optax
 from research.training.paths import path_name
 
 _BLOCK = re.compile(r"blocks(?:_(\d+))?/")
+_LEAD = re.compile(r"(^|/)lead/")
 _INPUT = re.compile(r"(^|/)(token_embedding|position_embedding|input)/")
 
 
@@ -29,17 +30,20 @@ def scale_by_layer(decay: float) -> optax.GradientTransformation:
 
 def layer_scales(params: Any, decay: float) -> Any:
     """Returns the factor of each parameter: a number, or for stacked blocks an array along the first axis."""
+    names = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    lead = any(_LEAD.search(name) for name in names)
     blocks = {
         int(match[1] or 0): leaf.shape[0]
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-        if (match := _BLOCK.search(path_name(path)))
+        for name, leaf in names.items()
+        if (match := _BLOCK.search(name)) and not _LEAD.search(name)
     }
-    period, layers = len(blocks), sum(blocks.values())
+    period, layers = len(blocks), sum(blocks.values()) + lead
 
     def scale(path: Any, leaf: Any) -> Any:
         name = path_name(path)
         if match := _BLOCK.search(name):
-            layer = 1 + int(match[1] or 0) + period * jnp.arange(leaf.shape[0])
+            before = 0 if _LEAD.search(name) else lead + int(match[1] or 0)
+            layer = 1 + before + period * jnp.arange(leaf.shape[0])
             factors = jnp.power(decay, (layers + 1 - layer).astype(jnp.float32)).astype(leaf.dtype)
             return jnp.broadcast_to(factors.reshape(-1, *[1] * (leaf.ndim - 1)), leaf.shape)
         depth = 0 if _INPUT.search(name) else layers + 1
