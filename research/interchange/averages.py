@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,12 @@ def average_run(source: str, out: Path, last: int) -> dict[str, Any]:
     own = (run.experiment.name, ORIGIN)
     files = {file.name: file.read_text("utf-8") for file in run.path.glob("*.json") if file.name not in own}
     name = "params" if trained.experiment.ema is None else "average"
-    with claim(out, to_json(trained.experiment)) as made:
+    experiment = trained.experiment
+    if experiment.initial is not None:  # what was loaded has adapters merged
+        experiment = dataclasses.replace(
+            experiment, initial=dataclasses.replace(experiment.initial, adapters=None)
+        )
+    with claim(out, to_json(experiment)) as made:
         made.keep({**files, ORIGIN: json.dumps({"source": str(source), "steps": steps})})
         with Checkpoints(made, Checkpointing()) as checkpoints:
             checkpoints.save(steps[-1], {name: mean}, None, {}, {})
