@@ -68,5 +68,8 @@ def as_run(source: str, report: Callable[[str], None]) -> str:
         return source  # neither; the error of a run says so
     directory = located(source, report).resolve()
     files = [(str(file), file.stat().st_size) for file in sorted(directory.glob("*.*"))]
-    target = cache_directory() / "imports" / content_hash(files)
-    return str(build_once(target, lambda made: import_run(directory, made, report)))
+
+    def build(made: Path) -> None:
+        import_run(directory, made, report)
+
+    return str(build_once(cache_directory() / "imports" / content_hash(files), build))
