@@ -2,10 +2,9 @@
 
     headway train experiments/bert/modernbert_base.py --data.path "corpus/*.jsonl"
 
-Pre-norm, rotary positions, GeGLU, no biases, packed rows, 30 % masking and warm-up, constant rate, decay; the
-pattern here repeats local, local, global over 21 layers where the published 22 begin with a global one, and
-rotary frequencies are one base for both (published: 10,000 and 160,000). Published: 88.4 GLUE after 2
-trillion tokens. Not run by us.
+Pre-norm, rotary positions (base 160,000 in global layers, 10,000 in local ones), GeGLU, no biases, packed
+rows, 30 % masking and warm-up, constant rate, decay; a global layer, and then local, local, global seven
+times, as published. Published: 88.4 GLUE after 2 trillion tokens. Not run by us.
 """
 
 from research.attention.catalogue import Interleaved
@@ -25,15 +24,16 @@ def experiment() -> Experiment:
         model=BERT(
             vocabulary=50368,
             context=1024,
-            layers=21,
+            layers=22,
             width=768,
             heads=12,
-            attention=Interleaved(first=SlidingWindow(window=128), firsts=2, second=Softmax(), seconds=1),
+            attention=Interleaved(first=SlidingWindow(window=129), firsts=2, second=Softmax(), seconds=1),
             feed_forward_width=1152,
-            feed_forward="geglu",
-            positions=Rotary(),
+            feed_forward="exact-geglu",
+            positions=Rotary(base=160_000.0, local_base=10_000.0),
             token_types=0,
             norm_epsilon=1e-5,
+            lead=True,
             placement="pre",
             bias=False,
             pooler=False,

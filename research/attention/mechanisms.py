@@ -115,6 +115,8 @@ class Softmax(Mechanism):
     tokens do so unasked: Xiao et al., 2023). It begins at 0: the softmax "off by one"."""
     gate: bool = False
     """Multiply what a head reads by sigmoid(W x), channel by channel (Qiu et al., 2025, their G1)."""
+    scale: float | None = None
+    """Factor on the scores; default: head_dim^-1/2 (T5 has 1, muP 1/head_dim)."""
 
     def pattern(self, geometry: Geometry, *, causal: bool) -> Mask:
         """Returns which pairs the mechanism admits, beside the model's own causal or open mask."""

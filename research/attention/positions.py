@@ -15,10 +15,16 @@ from jaxtyping import Array, Float, Int
 class Learned:
     """A learned vector per position, added to the token's embedding."""
 
+    offset: int = 0
+    """Rows of the table before that of the first position (RoBERTa's has 2)."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Sinusoidal:
     """Fixed sinusoids, added to the token's embedding."""
+
+    layout: Literal["interleaved", "half"] = "interleaved"
+    """Sines and cosines by turns (the paper), or all sines before all cosines (tensor2tensor, Marian)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +71,8 @@ class Rotary:
     """Channels of a pair: i and i + head_dim/2 (GPT-NeoX, Llama), or 2i and 2i + 1 (the paper, GPT-J)."""
     scaling: Interpolation | NTK | YaRN | None = None
     """How a model that was trained on shorter texts reads longer ones."""
+    local_base: float | None = None
+    """Base in layers that see a window only (ModernBERT, Gemma 3); default: base."""
 
     @property
     def temperature(self) -> float:
@@ -86,23 +94,28 @@ class Alibi:
 class RelativeBias:
     """A learned value per head and bucket of distances, added to the score (T5; Raffel et al., 2020).
 
-    Every layer has a table of its own, where T5's layers share one, and scores keep their scale.
+    T5 itself has one table for all layers of a stack, and does not scale scores (``Softmax.scale``).
     """
 
     buckets: int = 32
     """Buckets of distances; in an encoder, half of them for each direction."""
     max_distance: int = 128
     """Distance from which on all fall into one bucket."""
+    shared: bool = False
+    """One table for all layers of a stack, not one for each."""
 
 
 Positions = Learned | Sinusoidal | Rotary | Alibi | RelativeBias
 """Positional encodings; None is none at all (NoPE; Kazemnejad et al., 2023)."""
 
 
-def sinusoidal(positions: Int[Array, "batch length"], width: int) -> Float[Array, "batch length width"]:
+def sinusoidal(
+    positions: Int[Array, "batch length"], width: int, encoding: Sinusoidal = Sinusoidal()
+) -> Float[Array, "batch length width"]:
     """Returns fixed sinusoidal encodings, float32 (Vaswani et al., 2017, section 3.5).
 
-    Channel 2i is sin(p / 10000^(2i/width)), channel 2i+1 the cosine of the same angle.
+    Channel 2i is sin(p / 10000^(2i/width)), channel 2i+1 the cosine of the same angle; in the layout "half"
+    these are channels i and width/2 + i.
 
     Raises:
       ValueError: ``width`` is odd.
@@ -111,7 +124,8 @@ def sinusoidal(positions: Int[Array, "batch length"], width: int) -> Float[Array
         raise ValueError(f"sinusoidal positions need an even width, not {width}")
     frequencies = 10000.0 ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
     angles = positions[..., None].astype(jnp.float32) * frequencies[None, None]
-    return jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(*positions.shape, width)
+    axis = -1 if encoding.layout == "interleaved" else -2
+    return jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=axis).reshape(*positions.shape, width)
 
 
 def learned(

@@ -35,9 +35,10 @@ def experiment_of(target: str, overrides: Mapping[str, str], command: Any) -> Ex
     own = [*(field.name for field in dataclasses.fields(command)), "from"]
     experiment: Experiment = load_experiment(target)
     if "from" in overrides:
+        from research.interchange.hub import as_run
         from research.training.warm_start import started_from
 
-        experiment = started_from(experiment, overrides["from"])
+        experiment = started_from(experiment, as_run(overrides["from"], message))
     rest = {name: text for name, text in overrides.items() if name != "from"}
     experiment = override(experiment, rest, other_names=own)
     validate(experiment)

@@ -34,7 +34,7 @@ COMMANDS = {
     ),
     "fill": Command(masked_language_models.Fill(), "RUN TEXT", masked_language_models.fill, overrides=()),
     "align": Command(alignment.Align(), "SOURCE TARGET", alignment.align, overrides=()),
-    "import": Command(interchange.Import(), "DIRECTORY", interchange.import_, overrides=()),
+    "import": Command(interchange.Import(), "DIRECTORY|HUB_ID", interchange.import_, overrides=()),
     "export": Command(interchange.Export(), "RUN DIRECTORY", interchange.export, overrides=()),
     "diff": Command(interchange.Diff(), "RUN RUN", interchange.diff, overrides=()),
     "average": Command(interchange.Average(), "RUN", interchange.average, overrides=()),

@@ -14,10 +14,14 @@ from research.errors import UserError
 @dataclasses.dataclass(frozen=True)
 class Import:
     """Makes a run of a checkpoint in the format of Hugging Face transformers (config.json, safetensors,
-    tokenizer.json): GPT-2, Llama or Qwen3."""
+    tokenizer.json), from a directory or by its id on the hub: GPT-2, Llama, Qwen3, BERT, RoBERTa, ModernBERT,
+    Marian or T5."""
 
     out: str | None = None
     """Run directory to make."""
+    allow_pickle: bool = False
+    """Read pytorch_model.bin where there is no safetensors file: a pickle can run any code; PyTorch reads it
+    with everything but tensors forbidden."""
     json: bool = False
     """Print what was read as one JSON object."""
 
@@ -63,15 +67,24 @@ def import_(source: str, options: Import, overrides: Mapping[str, str]) -> None:
     if options.out is None:
         raise UserError("import: needs --out RUN, the run directory to make")
 
+    from research.interchange.hub import located
     from research.interchange.runs import import_run
+    from research.models.bert import BERT
+    from research.models.transformer import Transformer
+    from research.training.description import load_experiment
 
-    found = import_run(Path(source), Path(options.out), message)
+    pickle = options.allow_pickle
+    directory = located(source, message, allow_pickle=pickle)
+    found = import_run(directory, Path(options.out), message, allow_pickle=pickle)
     if options.json:
         print(json.dumps(found))
     else:
+        try_it = {BERT: "fill {} TEXT", Transformer: "translate {} < SOURCE > TARGET"}
+        model = type(load_experiment(options.out).model)
         print(
             f"{found['parameters']:,} parameters of {source} ({found['model_type']}, {found['dtype']}) "
-            f'are in {options.out}\nnext: headway sample {options.out} --prompt "..."'
+            f"are in {options.out}\n"
+            f"next: headway {try_it.get(model, 'sample {} --prompt TEXT').format(options.out)}"
         )
 
 
@@ -81,7 +94,7 @@ def export(run: str, directory: str, options: Export, overrides: Mapping[str, st
     if options.dtype not in (None, "float32", "bfloat16", "float16"):
         raise UserError(f"--dtype {options.dtype}: float32, bfloat16 or float16")
 
-    from research.interchange.runs import export_run
+    from research.interchange.export import export_run
     from research.training.trained import load
 
     found = export_run(load(run, options.checkpoint), Path(directory), options.dtype, message)

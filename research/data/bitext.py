@@ -106,6 +106,8 @@ class Bitext:
     """Multi30k in its owners' lower-cased tokenised form, on which most figures are published."""
     tokenizer: str = "bpe"
     """"bpe" (byte-level, trained on both sides of the training text), or the path of a tokenizer.json."""
+    start: str | None = None
+    """Token that every target begins with ("<pad>" in Marian and T5); default: the end-of-text token."""
     length: int = 64
     """Longest sentence, in tokens with the end of text; longer training pairs are left out (and counted)."""
     ratio: float | None = 9.0
@@ -137,7 +139,7 @@ class Bitext:
 
     def load_tokenizer(self, directory: Path) -> Tokenizer:
         """Returns the tokenizer that a run keeps in ``directory``."""
-        return Tokenizer.load(directory / Tokenizer.FILE)
+        return Tokenizer.load(directory / Tokenizer.FILE).beginning_with(self.start)
 
     def problems(self) -> Iterator[str]:
         """Yields what does not fit together, each as one clear sentence."""
@@ -204,8 +206,8 @@ class Bitext:
         elif tokenizer is None:
             tokenizer = Tokenizer.load(self.tokenizer)
         tokenizer.check_fits(vocabulary)
-        made_by = tokenizer
-        key = content_hash("bitext", split, self.length, self.ratio, tokenizer.digest())
+        made_by = tokenizer.beginning_with(self.start)
+        key = content_hash("bitext", split, self.length, self.ratio, made_by.digest(), made_by.start)
         directory = build_once(
             cache_directory() / "tokens" / key, lambda d: self._tokenise(text, made_by, d, report)
         )
@@ -245,12 +247,13 @@ class Bitext:
         counts = Cleaning()
         tokens = {"train": self._clean(train, tokenizer, counts), "valid": _tokens(valid, tokenizer)}
         sizes = {"train": 0, "valid": sum(len(line.encode()) for _, line in valid)}
-        for name, pairs in tokens.items():
-            if not (kept := list(pairs)):
+        for name, found in tokens.items():
+            if not (kept := list(found)):
                 raise UserError(f"no pairs are left for data split {name!r}: {counts}")
             (directory / name).mkdir()
             sources, targets = zip(*kept, strict=True)
-            TokenPairs.of(sources, targets, tokenizer.end_of_text, sizes[name]).save(directory / name)
+            pairs = TokenPairs.of(sources, targets, tokenizer.end_of_text, sizes[name], tokenizer.start)
+            pairs.save(directory / name)
         (directory / "cleaning.txt").write_text(str(counts))
 
     def _clean(

@@ -29,7 +29,7 @@ class PairBatch(TypedDict):
     source_segments: Int32[np.ndarray, "batch width"]
     """1 for source tokens, 0 for padding."""
     tokens: Int32[np.ndarray, "batch width"]
-    """Decoder inputs: the end-of-text token, then the target."""
+    """Decoder inputs: the token that targets begin with, then the target."""
     targets: Int32[np.ndarray, "batch width"]
     """What the decoder should say: the target, then the end-of-text token."""
     segments: Int32[np.ndarray, "batch width"]
@@ -50,14 +50,21 @@ class TokenPairs:
     """The end-of-text token."""
     target_bytes: int = 0
     """Length of the target text in UTF-8 bytes."""
+    start: int | None = None
+    """The token that targets begin with; None: the end-of-text token."""
 
     @classmethod
     def of(
-        cls, source: Sequence[Sequence[int]], target: Sequence[Sequence[int]], end: int, target_bytes: int = 0
+        cls,
+        source: Sequence[Sequence[int]],
+        target: Sequence[Sequence[int]],
+        end: int,
+        target_bytes: int = 0,
+        start: int | None = None,
     ) -> TokenPairs:
         """Returns the pairs of two lists of sentences."""
         (ours, our_starts), (theirs, their_starts) = _joined(source), _joined(target)
-        return cls(ours, our_starts, theirs, their_starts, end, target_bytes)
+        return cls(ours, our_starts, theirs, their_starts, end, target_bytes, start)
 
     def __len__(self) -> int:
         return len(self.source_starts) - 1
@@ -75,7 +82,7 @@ class TokenPairs:
         """Writes the pairs into an existing directory."""
         for field in ("source", "source_starts", "target", "target_starts"):
             np.save(directory / f"{field}.npy", getattr(self, field))
-        np.save(directory / "numbers.npy", np.array([self.end, self.target_bytes], np.int64))
+        np.save(directory / "numbers.npy", np.array([self.end, self.target_bytes, self.first], np.int64))
 
     @classmethod
     def open(cls, directory: Path) -> TokenPairs:
@@ -84,8 +91,13 @@ class TokenPairs:
             np.asarray(np.load(directory / f"{field}.npy", mmap_mode="r"))
             for field in ("source", "source_starts", "target", "target_starts")
         )
-        end, size = np.load(directory / "numbers.npy").tolist()
-        return cls(source, source_starts, target, target_starts, end, size)
+        end, size, start = np.load(directory / "numbers.npy").tolist()
+        return cls(source, source_starts, target, target_starts, end, size, start)
+
+    @property
+    def first(self) -> int:
+        """The token that targets begin with."""
+        return self.end if self.start is None else self.start
 
 
 def _joined(
@@ -225,7 +237,7 @@ def gather(
         batch["source"][row, : len(source)] = source
         batch["source"][row, len(source)] = pairs.end
         batch["source_segments"][row, : len(source) + 1] = 1
-        batch["tokens"][row, 0] = pairs.end
+        batch["tokens"][row, 0] = pairs.first
         batch["tokens"][row, 1 : len(target) + 1] = target
         batch["targets"][row, : len(target)] = target
         batch["targets"][row, len(target)] = pairs.end

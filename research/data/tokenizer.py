@@ -48,6 +48,7 @@ class Tokenizer:
     Attributes:
       vocabulary: number of token ids; every id is below it.
       end_of_text: id of the token that separates documents.
+      start: id of the token that every target of a translation begins with: end_of_text, unless data say.
     """
 
     FILE: ClassVar[str] = "tokenizer.json"
@@ -67,6 +68,7 @@ class Tokenizer:
                 f"the tokenizer has no end-of-text token (looked for {', '.join(_END_OF_TEXT_NAMES)})"
             )
         self.end_of_text: int = found[0]
+        self.start: int = self.end_of_text
         # What `characters` makes: the library silently drops a character that such a vocabulary lacks.
         self._characters = isinstance(backend.decoder, decoders.Fuse) and backend.pre_tokenizer is None
         self._can_cut = self._characters or isinstance(backend.pre_tokenizer, pre_tokenizers.ByteLevel)
@@ -139,6 +141,15 @@ class Tokenizer:
                 f"the tokenizer has {self.vocabulary} tokens, the model's vocabulary only {vocabulary}; "
                 f"use --model.vocabulary {self.vocabulary} or more"
             )
+
+    def beginning_with(self, name: str | None) -> Tokenizer:
+        """Returns this tokenizer with the token of that name as ``start``; UserError if it has none."""
+        if name is not None:
+            found = self._backend.token_to_id(name)
+            if found is None:
+                raise UserError(f"data.start {name!r}: the tokenizer has no such token")
+            self.start = found
+        return self
 
     def to_json(self) -> str:
         """Returns the tokenizer as the text of a ``tokenizer.json``."""

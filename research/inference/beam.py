@@ -85,7 +85,7 @@ class _Search(NamedTuple):
 
 
 def beam_search(
-    decoder: Decoder, beam: Beam, *, slots: int, end: int
+    decoder: Decoder, beam: Beam, *, slots: int, end: int, start: int | None = None
 ) -> Callable[
     [Any, Int[Array, "batch source_length"], Int[Array, " batch"], Int[Array, " batch"]], Hypotheses
 ]:
@@ -102,11 +102,13 @@ def beam_search(
       decoder: the model.
       beam: how hypotheses are kept and compared.
       slots: most target tokens of any row, the end of text included.
-      end: the token that begins and ends every target.
+      end: the token that ends every target.
+      start: the token that begins every target, and never occurs in it; None: the one that ends it.
 
     The limits, at most ``slots``, are the most target tokens of each row.
     """
     width = beam.width
+    begin = end if start is None else start
 
     def normalised(
         totals: Float[Array, "batch hypotheses"], count: Int[Array, ""]
@@ -138,6 +140,8 @@ def beam_search(
             hypotheses = logs.shape[0] // batch
             logs = logs.reshape(batch, hypotheses, -1)
             only_end = jnp.arange(logs.shape[-1], dtype=jnp.int32)[None, None] == end
+            if begin != end:
+                logs = logs.at[:, :, begin].set(DEAD)
             last = (state.length + 1 >= limits)[:, None, None]
             logs = jnp.where(last & ~only_end, DEAD, logs)
             totals = (state.totals[:, :hypotheses, None] + logs).reshape(batch, -1)
@@ -195,7 +199,7 @@ def beam_search(
 
         none = jnp.full((batch, width), DEAD, jnp.float32)
         nothing = jnp.full((batch, width, slots), end, jnp.int32)
-        start = _Search(
+        initial = _Search(
             length=jnp.zeros((), jnp.int32),
             tokens=nothing[:, :1],
             totals=jnp.zeros((batch, 1), jnp.float32),
@@ -204,7 +208,7 @@ def beam_search(
             ended=Hypotheses(nothing, none, none),
             done=jnp.zeros((batch,), bool),
         )
-        first = advance(start, jnp.full((batch, 1), end, jnp.int32))
+        first = advance(initial, jnp.full((batch, 1), begin, jnp.int32))
 
         def extend(state: _Search) -> _Search:
             tokens = jax.lax.dynamic_index_in_dim(state.tokens, state.length - 1, axis=2)
@@ -219,7 +223,7 @@ def forced_decoding(decoder: Decoder) -> Callable[[Any, Array, Array, Array, Arr
     """Returns the jitted scoring of given targets, with the same steps and caches as a search.
 
     The function takes parameters, right-padded sources [batch, source_length], their lengths, right-padded
-    targets [batch, length] that begin and end with the end-of-text token, and their lengths; it returns the
+    targets [batch, length] with the tokens that begin and end them, and their lengths; it returns the
     natural log-probability of each target after its first token.
     """
 

@@ -56,7 +56,9 @@ class Translator:
         self._context, self._beam = context, beam or Beam()
         self.counts = Counts()
         self._search: Callable[[int], Any] = functools.cache(
-            lambda slots: beam_search(decoder, self._beam, slots=slots, end=tokenizer.end_of_text)
+            lambda slots: beam_search(
+                decoder, self._beam, slots=slots, end=tokenizer.end_of_text, start=tokenizer.start
+            )
         )
 
     def translate(self, lines: Iterable[str]) -> Iterator[list[Candidate]]:
@@ -87,6 +89,7 @@ class Translator:
             end, rows = self._tokenizer.end_of_text, 1 << (len(chunk) - 1).bit_length()
             source = np.full((rows, _width(longest[0])), end, np.int32)
             target = np.full((rows, _width(longest[1] + 1)), end, np.int32)
+            target[:, 0] = self._tokenizer.start
             lengths = np.ones((2, rows), np.int32)
             for i, (ours, theirs) in enumerate(zip(*sides, strict=True)):
                 source[i, : len(ours)], target[i, 1 : len(theirs) + 1] = ours, theirs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -38,5 +39,10 @@ def average_run(source: str, out: Path, last: int) -> dict[str, Any]:
     own = (run.experiment.name, ORIGIN)
     files = {file.name: file.read_text("utf-8") for file in run.path.glob("*.json") if file.name not in own}
     files[ORIGIN] = json.dumps({"source": str(source), "steps": steps})
-    make_run(out, trained.experiment, files, mean, steps[-1])
+    experiment = trained.experiment
+    if experiment.initial is not None:  # what was loaded has adapters merged
+        experiment = dataclasses.replace(
+            experiment, initial=dataclasses.replace(experiment.initial, adapters=None)
+        )
+    make_run(out, experiment, files, mean, steps[-1])
     return {"run": str(out), "source": str(source), "steps": steps}

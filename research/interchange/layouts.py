@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -21,8 +21,9 @@ class Row:
     """Path in our parameters; below the stack's blocks for a row of a layer."""
     theirs: str
     """Name of the tensor, "{layer}" standing for the number of the layer."""
-    inputs: int = 1
-    """Leading axes of ours that are inputs (2 for the attention output's heads x head width); 0: a vector."""
+    inputs: int | None = 1
+    """Leading axes of ours that are inputs (2 for the attention output's heads x head width); 0: a matrix of
+    one row; None: a vector."""
     transposed: bool = False
     """Whether theirs is (outputs, inputs)."""
     part: int = 0
@@ -47,7 +48,7 @@ class Row:
 
     def join(self, parts: list[np.ndarray]) -> np.ndarray:
         """Returns their tensor from the parts that ``write`` gave, in order."""
-        matrix = np.concatenate(parts, axis=-1)
+        matrix = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
         return np.ascontiguousarray(matrix.T if self.transposed else matrix)
 
     def expected(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -57,9 +58,21 @@ class Row:
         return matrix[::-1] if self.transposed else matrix
 
     def _matrix(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        if self.inputs == 0:
+        if self.inputs is None:
             return (math.prod(shape),)
         return math.prod(shape[: self.inputs]), math.prod(shape[self.inputs :])
+
+
+@dataclasses.dataclass(frozen=True)
+class Layers:
+    """The parameters of blocks of one kind, stacked along their first axis."""
+
+    path: str
+    """Of the blocks in our parameters: "stack/blocks"."""
+    rows: tuple[Row, ...]
+    """Rows of the parameters of a block."""
+    numbers: tuple[int, ...]
+    """Their number of each block, in our order."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,18 +98,50 @@ class Slot:
         return out
 
 
-def slots(root: tuple[Row, ...], block: tuple[Row, ...], layers: int, below: str) -> dict[str, Slot]:
+def slots(layout: tuple[Row | Layers, ...]) -> dict[str, Slot]:
     """Returns where each of our parameters is found, by path.
 
     Args:
-      root: rows of parameters that occur once.
-      block: rows of the parameters of a layer.
-      layers: number of layers.
-      below: path of the stack's blocks, "stack/blocks".
+      layout: rows of the parameters that occur once, and the layers.
     """
-    found = {row.ours: Slot(row.ours, ((row, row.theirs),), False) for row in root}
-    for row in block:
-        path = f"{below}/{row.ours}"
-        names = tuple((row, row.theirs.format(layer=layer)) for layer in range(layers))
-        found[path] = Slot(path, names, True)
+    found = {}
+    for item in layout:
+        if isinstance(item, Row):
+            found[item.ours] = Slot(item.ours, ((item, item.theirs),), False)
+            continue
+        for row in item.rows:
+            path = f"{item.path}/{row.ours}"
+            names = tuple((row, row.theirs.format(layer=number)) for number in item.numbers)
+            found[path] = Slot(path, names, True)
     return found
+
+
+def stacked(
+    path: str, rows: tuple[Row, ...], layers: int, *, period: int = 1, first: int = 0
+) -> Iterator[Layers]:
+    """Yields the layers of a stack of ours (see `research.modules.block.Stack`).
+
+    Args:
+      path: of the stack.
+      rows: rows of the parameters of a block.
+      layers: blocks in all.
+      period: blocks in a group.
+      first: their number of the first block.
+    """
+    for index in range(period):
+        name = f"{path}/blocks" if period == 1 else f"{path}/blocks_{index}"
+        yield Layers(name, rows, tuple(range(first + index, first + layers, period)))
+
+
+def linear(ours: str, theirs: str, inputs: int = 1, *, bias: bool = True) -> Iterator[Row]:
+    """Yields the rows of a linear map that they keep as (outputs, inputs)."""
+    yield Row(f"{ours}/kernel", f"{theirs}.weight", inputs, transposed=True)
+    if bias:
+        yield Row(f"{ours}/bias", f"{theirs}.bias", None)
+
+
+def norm(ours: str, theirs: str, *, bias: bool = True) -> Iterator[Row]:
+    """Yields the rows of a normalisation."""
+    yield Row(f"{ours}/scale", f"{theirs}.weight", None)
+    if bias:
+        yield Row(f"{ours}/bias", f"{theirs}.bias", None)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import ml_dtypes  # noqa: F401  # NumPy then knows bfloat16
+import ml_dtypes  # NumPy then knows bfloat16
 import numpy as np
 import safetensors
 from safetensors.numpy import save_file
@@ -26,13 +27,18 @@ class Tensors:
 
     Args:
       path: a directory with ``model.safetensors`` or ``model.safetensors.index.json``, or a file.
+      allow_pickle: whether ``.bin`` files of PyTorch will do where there is none of these.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, allow_pickle: bool = False) -> None:
         """Opens the files; UserError if there are none, or one is cut short or is something else."""
         self._stack = contextlib.ExitStack()
         self._files: dict[str, Any] = {}
-        for file in _files(path):
+        for file in _files(path, allow_pickle=allow_pickle):
+            if file.suffix != ".safetensors":
+                pickled = _unpickled(file)
+                self._files.update(dict.fromkeys(pickled, pickled))
+                continue
             try:
                 opened = self._stack.enter_context(safetensors.safe_open(file, "np"))
             except (safetensors.SafetensorError, OSError) as error:
@@ -53,12 +59,34 @@ class Tensors:
 
     def __getitem__(self, name: str) -> np.ndarray:
         """Returns a tensor."""
-        return self._files[name].get_tensor(name)
+        file = self._files[name]
+        return _array(file[name]) if isinstance(file, dict) else file.get_tensor(name)
 
 
-def _files(path: Path) -> list[Path]:
+def _unpickled(file: Path) -> dict[str, Any]:
+    """Returns the tensors of a file of `torch.save`; its pickle may build tensors and nothing else."""
+    try:
+        import torch
+    except ImportError:
+        raise UserError(f'{file}: reading a pickle needs PyTorch (pip install "headway[peers]")') from None
+    try:
+        found = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # pickle's, zip's, PyTorch's own
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{file} holds more than tensors, or is cut short: {reason}") from None
+    return {str(name): tensor for name, tensor in found.items()}
+
+
+def _array(tensor: Any) -> np.ndarray:
+    """Returns a tensor of PyTorch; NumPy has no bfloat16 of its own."""
+    if str(tensor.dtype) == "torch.bfloat16":
+        return tensor.view(dtype=sys.modules["torch"].int16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.numpy()
+
+
+def _files(path: Path, *, allow_pickle: bool = False) -> list[Path]:
     if path.is_file():
-        if path.suffix != ".safetensors":
+        if path.suffix != ".safetensors" and not allow_pickle:
             raise UserError(_unsafe(path))
         return [path]
     if not path.is_dir():
@@ -75,7 +103,10 @@ def _files(path: Path) -> list[Path]:
         return [path / name for name in named]
     if (path / "model.safetensors").is_file():
         return [path / "model.safetensors"]
-    pickles = sorted(path.glob("*.bin")) + sorted(path.glob("*.pt"))
+    pickles = sorted(path.glob("pytorch_model*.bin"))
+    if pickles and allow_pickle:
+        return pickles
+    pickles += sorted(path.glob("*.bin")) + sorted(path.glob("*.pt"))
     if pickles:
         raise UserError(_unsafe(pickles[0]))
     raise UserError(f"{path} has no model.safetensors")
@@ -84,7 +115,8 @@ def _files(path: Path) -> list[Path]:
 def _unsafe(path: Path) -> str:
     return (
         f"{path} is not a safetensors file; a pickle can run any code when it is read, so it is refused: "
-        "convert it with `save_pretrained(..., safe_serialization=True)` where you trust it"
+        "convert it with `save_pretrained(..., safe_serialization=True)` where you trust it, or say "
+        "--allow-pickle to have PyTorch read it with all but tensors forbidden"
     )
 
 

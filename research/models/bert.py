@@ -49,6 +49,8 @@ class BERT(Stacked):
     """Query heads."""
     kv_heads: int | None = None
     """Key/value heads (fewer than heads: grouped-query attention; 1: multi-query); default: heads."""
+    head_dim: int | None = None
+    """Channels of a head; default: width / heads."""
     attention: Attention = dataclasses.field(default_factory=Softmax)
     """How tokens read one another."""
     feed_forward_width: int | None = None
@@ -63,6 +65,9 @@ class BERT(Stacked):
     """Normalisation."""
     norm_epsilon: float = 1e-12
     """Added to the variance in every normalisation."""
+    lead: bool = False
+    """Whether the first block stands before the pattern: the pattern's last mechanism, reading embeddings
+    that are normalised already without another norm (ModernBERT; needs placement "pre")."""
     placement: Literal["pre", "post"] = "post"
     """"post": norm(x + f(x)), BERT's; "pre": x + f(norm(x)), with a norm after the last block."""
     bias: bool = True
@@ -94,11 +99,18 @@ class BERT(Stacked):
         )
         return with_pattern(block, self.attention, self.positions)
 
+    def lead_spec(self) -> BlockSpec:
+        """Returns the first block, where that stands before the pattern."""
+        return dataclasses.replace(self.specs()[-1], attention_norm=False)
+
     def body_flops_per_token(self, length: int, *, visible: bool) -> float:
         """Returns the training FLOPs of one token in the blocks; counted as those of ``GPT`` are."""
-        specs = self.specs()
-        beyond = stack_flops_per_token(specs, self.layers, length, visible=visible)
-        return 6.0 * stack_matmul_parameters(specs, self.layers) + 3.0 * beyond
+        total = 0.0
+        lead = [((self.lead_spec(),), 1)] if self.lead else []
+        for specs, layers in (*lead, (self.specs(), self.layers - len(lead))):
+            beyond = stack_flops_per_token(specs, layers, length, visible=visible)
+            total += 6.0 * stack_matmul_parameters(specs, layers) + 3.0 * beyond
+        return total
 
     def training_flops(self, shapes: Mapping[str, tuple[int, ...]], *, visible: bool) -> float:
         """Returns the FLOPs of a training step on a batch with arrays of these shapes.
@@ -114,7 +126,9 @@ class BERT(Stacked):
 
     def problems(self) -> Iterator[str]:
         """Yields what does not fit together, each as one clear sentence."""
-        yield from attention_problems(self, self.attention, self.layers, causal=False)
+        if self.lead and self.placement != "pre":
+            yield 'model.lead needs model.placement "pre"'
+        yield from attention_problems(self, self.attention, self.layers - self.lead, causal=False)
 
 
 class _Input(nn.Module):
@@ -166,7 +180,9 @@ class BERTModule(nn.Module):
         bert = self.bert
         self.token_embedding = Embedding(bert.vocabulary, bert.width)
         self.input = _Input(bert)
-        self.stack = Stack(bert.specs(), bert.layers, bert.depth, bert.remat)
+        if bert.lead:
+            self.lead = Stack((bert.lead_spec(),), 1, bert.depth, bert.remat)
+        self.stack = Stack(bert.specs(), bert.layers - bert.lead, bert.depth, bert.remat)
         if bert.placement == "pre":
             self.final_norm = Norm(bert.norm, bert.bias, bert.norm_epsilon)
         self.token_head = _TokenHead(bert)
@@ -215,6 +231,9 @@ class BERTModule(nn.Module):
         positions = positions_of(place, tokens.shape[1])
         x = self.token_embedding(tokens, jnp.dtype(self.bert.dtype))
         x = self.input(x, positions, types, input_key)
+        if self.bert.lead:
+            lead_key, stack_key = (None, None) if stack_key is None else jax.random.split(stack_key)
+            x, _ = self.lead(x, Context(place), None, lead_key)
         x, _ = self.stack(x, Context(place), None, stack_key)
         return placed(self.final_norm(x) if self.bert.placement == "pre" else x)
 

@@ -52,6 +52,8 @@ class GPT(Stacked):
     """Query heads."""
     kv_heads: int | None = None
     """Key/value heads (fewer than heads: grouped-query attention; 1: multi-query); default: heads."""
+    head_dim: int | None = None
+    """Channels of a head; default: width / heads."""
     attention: Attention = dataclasses.field(default_factory=Softmax)
     """How tokens read those before them."""
     feed_forward_width: int | None = None

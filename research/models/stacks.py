@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from research.attention.catalogue import Attention
-from research.attention.mechanisms import Geometry, Softmax
+from research.attention.mechanisms import Geometry, Mechanism, SlidingWindow, Softmax
 from research.attention.positions import Positions, RelativeBias, Rotary, Sinusoidal
 from research.modules.block import BlockSpec
 from research.modules.feed_forward import GATED
@@ -22,6 +22,8 @@ class _Fields(Protocol):
     def heads(self) -> int: ...
     @property
     def kv_heads(self) -> int | None: ...
+    @property
+    def head_dim(self) -> int | None: ...
     @property
     def context(self) -> int: ...
     @property
@@ -42,7 +44,8 @@ class Stacked:
     def geometry(self: _Fields) -> Geometry:
         """Sizes of an attention layer."""
         kv_heads = self.heads if self.kv_heads is None else self.kv_heads
-        return Geometry(self.width, self.heads, kv_heads, self.width // self.heads, self.context)
+        head_dim = self.width // self.heads if self.head_dim is None else self.head_dim
+        return Geometry(self.width, self.heads, kv_heads, head_dim, self.context)
 
     @property
     def hidden(self: _Fields) -> int:
@@ -58,11 +61,21 @@ def with_pattern(
         dataclasses.replace(
             block,
             attention=dataclasses.replace(
-                block.attention, mechanism=mechanism, positions=positions if positioned else None
+                block.attention,
+                mechanism=mechanism,
+                positions=_positions_of(mechanism, positions) if positioned else None,
             ),
         )
         for mechanism, positioned in attention.layers()
     )
+
+
+def _positions_of(mechanism: Mechanism, positions: Positions | None) -> Positions | None:
+    """Returns the positional encoding of the layers of a mechanism."""
+    if isinstance(positions, Rotary) and positions.local_base is not None:
+        base = positions.local_base if isinstance(mechanism, SlidingWindow) else positions.base
+        return dataclasses.replace(positions, base=base, local_base=None)
+    return positions
 
 
 def stack_matmul_parameters(specs: tuple[BlockSpec, ...], layers: int) -> int:
@@ -108,7 +121,7 @@ def attention_problems(
       layers: blocks of the stack.
       causal: whether a token may see only those before it.
     """
-    if model.width % model.heads:
+    if model.width % model.heads and model.head_dim is None:
         yield (
             f"model.heads {model.heads} does not divide model.width {model.width}; "
             f"{nearest_divisors(model.width, model.heads)}"
@@ -120,11 +133,13 @@ def attention_problems(
             f"{nearest_divisors(model.heads, model.kv_heads)}"
         )
         return
-    head_dim = model.width // model.heads
+    head_dim = model.geometry.head_dim
     if isinstance(model.positions, Rotary) and head_dim % 2:
         yield (
             "model.positions 'rotary' needs an even number of channels per head, and model.width "
             f"{model.width} / model.heads {model.heads} is {head_dim}"
+            if model.head_dim is None
+            else f"model.positions 'rotary' needs an even model.head_dim, not {head_dim}"
         )
     if isinstance(model.positions, Sinusoidal) and model.width % 2:
         yield f"model.positions 'sinusoidal' needs an even model.width, not {model.width}"

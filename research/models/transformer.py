@@ -59,6 +59,8 @@ class Transformer(Stacked):
     """Query heads."""
     kv_heads: int | None = None
     """Key/value heads (fewer than heads: grouped-query attention; 1: multi-query); default: heads."""
+    head_dim: int | None = None
+    """Channels of a head; default: width / heads."""
     attention: Attention = dataclasses.field(default_factory=Softmax)
     """How tokens of one side read one another, in encoder and decoder; cross-attention is softmax."""
     feed_forward_width: int | None = None
@@ -69,12 +71,19 @@ class Transformer(Stacked):
     """Positional encoding."""
     norm: Literal["layer", "rms"] = "layer"
     """Normalisation."""
+    norm_epsilon: float = 1e-5
+    """Added to the variance in every normalisation."""
     placement: Literal["pre", "post"] = "post"
     """"post": norm(x + f(x)), as published; "pre": x + f(norm(x)), with a norm after each stack."""
     bias: bool = True
     """Biases in linear layers and LayerNorm."""
     tied_head: bool = True
     """Use the embedding as the output projection too (Press & Wolf, 2017)."""
+    head_bias: bool = False
+    """A bias on the logits (Marian)."""
+    embedding_scale: Literal["input", "output", "none"] = "input"
+    """Where the table is brought to scale: embeddings times width^1/2 (Vaswani et al., 2017, section 3.4),
+    what the head reads times width^-1/2 (T5), or neither."""
     dropout: float = 0.1
     """Dropout rate on embeddings and sub-layer outputs (and attention weights)."""
     depth: Literal["scan", "unroll"] = "scan"
@@ -111,13 +120,14 @@ class Transformer(Stacked):
             bias=self.bias,
             dropout=self.dropout,
             engine=self.engine,
+            norm_epsilon=self.norm_epsilon,
             # Glorot & Bengio (2010), as the authors' own code had it.
             stddev=self.width**-0.5,
             output_stddev=math.sqrt(2.0 / (self.width + self.hidden)),
         )
         block = BlockSpec(
             attention, self.hidden, self.feed_forward, self.norm, self.bias,
-            placement=self.placement, cross_attention=side == "decoder",
+            self.norm_epsilon, self.placement, cross_attention=side == "decoder",
         )  # fmt: skip
         return with_pattern(block, self.attention, self.positions)
 
@@ -161,11 +171,9 @@ class _Input(nn.Module):
         place: Tokens | None,
         key: Key[Array, ""] | None,
     ) -> Float[Array, "batch length width"]:
-        # Scaled up (Vaswani et al., 2017, section 3.4): the table is small, as an output projection must be.
-        x = with_positions(
-            x * jnp.asarray(math.sqrt(self.model.width), x.dtype), positions_of(place, x.shape[1]),
-            self.model.positions, self.model.context,
-        )  # fmt: skip
+        if self.model.embedding_scale == "input":  # the table is small, as an output projection must be
+            x = x * jnp.asarray(math.sqrt(self.model.width), x.dtype)
+        x = with_positions(x, positions_of(place, x.shape[1]), self.model.positions, self.model.context)
         return placed(dropout(x, self.model.dropout, key))
 
 
@@ -182,10 +190,12 @@ class TransformerModule(EncoderDecoder):
         self.encoder = Stack(model.specs("encoder"), model.layers, model.depth, model.remat)
         self.decoder = Stack(model.specs("decoder"), model.decoder_depth, model.depth, model.remat)
         if model.placement == "pre":
-            self.encoder_norm = Norm(model.norm, model.bias)
-            self.decoder_norm = Norm(model.norm, model.bias)
+            self.encoder_norm = Norm(model.norm, model.bias, model.norm_epsilon)
+            self.decoder_norm = Norm(model.norm, model.bias, model.norm_epsilon)
         if not model.tied_head:
             self.head = Linear((model.width,), (model.vocabulary,), False, model.width**-0.5)
+        if model.head_bias:
+            self.head_bias = self.param("head_bias", nn.initializers.zeros, (model.vocabulary,), jnp.float32)
 
     def encode(
         self,
@@ -226,8 +236,12 @@ class TransformerModule(EncoderDecoder):
             layers, slots = cache[0], cache[1].write(positions_of(place, tokens.shape[1]))
         x, layers = self.decoder(x, Context(place, *memory, slots), layers, stack_key)
         x = placed(self.decoder_norm(x) if self.model.placement == "pre" else x)
+        if self.model.embedding_scale == "output":
+            x = x * jnp.asarray(self.model.width**-0.5, x.dtype)
         tied = self.model.tied_head
         logits = self.token_embedding.attend(x) if tied else self.head(x).astype(jnp.float32)
+        if self.model.head_bias:
+            logits = logits + self.head_bias[None, None]
         return placed(logits), None if layers is None or slots is None else (layers, slots)
 
 

@@ -98,7 +98,7 @@ class MultiHeadAttention(nn.Module):
         weight_key, output_key = (None, None) if key is None else jax.random.split(key)
         out = self._attend(
             q, k, v,
-            mask=mask, q_tokens=q_tokens, kv_tokens=kv_tokens, scale=scale(spec.positions, q.shape[-1]),
+            mask=mask, q_tokens=q_tokens, kv_tokens=kv_tokens, scale=scale(spec, q.shape[-1]),
             soft_cap=softmax.soft_cap, bias=bias, sink=sink,
             dropout=spec.dropout, dropout_key=weight_key, engine=spec.engine,
         )  # fmt: skip
@@ -200,9 +200,11 @@ def turned(
     return tuple(rotary(x, places, positions) for x in arrays)
 
 
-def scale(positions: Positions | None, channels: int) -> float:
+def scale(spec: AttentionSpec, channels: int) -> float:
     """Returns the factor on the scores of queries and keys of so many channels."""
-    return channels**-0.5 * (positions.temperature if isinstance(positions, Rotary) else 1.0)
+    own = spec.mechanism.scale if isinstance(spec.mechanism, Softmax) else None
+    temperature = spec.positions.temperature if isinstance(spec.positions, Rotary) else 1.0
+    return temperature * (channels**-0.5 if own is None else own)
 
 
 def position_bias(module: nn.Module, spec: AttentionSpec) -> Bias | None:

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Key
 from research.attention.cache import Slots
 from research.attention.masks import Tokens
 from research.attention.mechanisms import Softmax
+from research.attention.positions import RelativeBias
 from research.modules.attention import AttentionSpec, MultiHeadAttention
 from research.modules.feed_forward import FeedForward, FeedForwardName
 from research.modules.mixers import mixer
@@ -46,6 +47,8 @@ class BlockSpec:
     """"pre": x + f(norm(x)) (GPT-2); "post": norm(x + f(x)) (Vaswani et al., 2017; BERT)."""
     cross_attention: bool = False
     """A second attention, softmax over a memory, between self-attention and feed-forward."""
+    attention_norm: bool = True
+    """Whether the self-attention has a norm of its own ("pre": without, it reads x as it is)."""
 
 
 @jax.tree_util.register_dataclass
@@ -84,7 +87,7 @@ class Block(nn.Module):
         def norm(name: str) -> Norm:
             return Norm(spec.norm, spec.norm_bias, spec.norm_epsilon, name=name)
 
-        attention_norm = norm("attention_norm")
+        attention_norm = norm("attention_norm") if spec.attention_norm else _as_it_is
         of_memory = None
         if spec.cross_attention and cache is not None:
             cache, of_memory = cache
@@ -97,7 +100,9 @@ class Block(nn.Module):
         x = x + out if pre else attention_norm(x + out)
         if spec.cross_attention:
             cross_norm = norm("cross_attention_norm")
-            cross = dataclasses.replace(attention, mechanism=Softmax(), causal=False, positions=None)
+            own = attention.mechanism
+            softmax = Softmax(scale=own.scale if isinstance(own, Softmax) else None)
+            cross = dataclasses.replace(attention, mechanism=softmax, causal=False, positions=None)
             out, of_memory = MultiHeadAttention(cross, name="cross_attention")(
                 cross_norm(x) if pre else x,
                 context.tokens,
@@ -114,6 +119,10 @@ class Block(nn.Module):
             attention.stddev, attention.output_stddev, name="feed_forward",
         )(feed_forward_norm(x) if pre else x, keys[2])  # fmt: skip
         return (x + out if pre else feed_forward_norm(x + out)), cache
+
+
+def _as_it_is(x: Float[Array, "batch length width"]) -> Float[Array, "batch length width"]:
+    return x
 
 
 class Stack(nn.Module):
@@ -149,9 +158,12 @@ class Stack(nn.Module):
         params = tuple(
             self._parameters(index, block, groups, x, context) for index, block in enumerate(blocks)
         )
+        table = self._shared_table()
 
         def apply(block: Block, x: Array, *layer: Any) -> tuple[Array, Any]:
             params, cache, key = layer
+            if _shares_table(block.spec):
+                params = {**params, "attention": {**params["attention"], "relative_bias": table}}
             return block.apply({"params": params}, placed(x), context, cache, key)
 
         if self.remat != "none":
@@ -177,11 +189,31 @@ class Stack(nn.Module):
         """Returns the stacked parameters of the ``index``-th block of every group."""
 
         def initialise(key: Key[Array, ""]) -> Any:
-            return jax.vmap(lambda key: block.init(key, x, context)["params"])(jax.random.split(key, groups))
+            params = jax.vmap(lambda key: block.init(key, x, context)["params"])(
+                jax.random.split(key, groups)
+            )
+            if _shares_table(block.spec):
+                del params["attention"]["relative_bias"]
+            return params
 
         name = "blocks" if len(self.specs) == 1 else f"blocks_{index}"
         # `param` alone would trace the initialisation on every call, to compare shapes.
         return self.param(name, initialise) if self.is_initializing() else self.get_variable("params", name)
+
+    def _shared_table(self) -> Float[Array, "buckets heads"] | None:
+        """Returns the table of relative positions that the layers share, if they do."""
+        for spec in self.specs:
+            if _shares_table(spec):
+                assert isinstance(spec.attention.positions, RelativeBias)
+                shape = (spec.attention.positions.buckets, spec.attention.geometry.heads)
+                normal = nn.initializers.normal(spec.attention.stddev)
+                return self.param("relative_bias", normal, shape, jnp.float32)
+        return None
+
+
+def _shares_table(spec: BlockSpec) -> bool:
+    positions = spec.attention.positions
+    return isinstance(positions, RelativeBias) and positions.shared
 
 
 def empty_cache(

@@ -41,11 +41,12 @@ def with_positions(
 ) -> Float[Array, "batch length width"]:
     """Returns token embeddings with the encoding of their positions added, if it is one that is added.
 
-    Called within a module, which then owns the learned table "position_embedding" of ``context`` rows.
+    Called within a module, which then owns the learned table "position_embedding": ``context`` rows, and
+    those before the first position's.
     """
     if isinstance(encoding, Learned):
-        table = Embedding(context, x.shape[-1], name="position_embedding").table
-        return x + learned(positions, table).astype(x.dtype)
+        table = Embedding(context + encoding.offset, x.shape[-1], name="position_embedding").table
+        return x + learned(positions + encoding.offset, table).astype(x.dtype)
     if isinstance(encoding, Sinusoidal):
-        return x + sinusoidal(positions, x.shape[-1]).astype(x.dtype)
+        return x + sinusoidal(positions, x.shape[-1], encoding).astype(x.dtype)
     return x

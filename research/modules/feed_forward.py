@@ -12,17 +12,19 @@ from jaxtyping import Array, Float, Key
 from research.attention.dropout import dropout
 from research.modules.linear import Linear
 
-FeedForwardName = Literal["gelu", "relu", "relu2", "swiglu", "geglu", "exact-gelu"]
+FeedForwardName = Literal["gelu", "relu", "relu2", "silu", "swiglu", "geglu", "exact-gelu", "exact-geglu"]
 
 ACTIVATIONS = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=True),  # GPT-2's tanh form (Hendrycks & Gimpel, 2016)
     "relu": jax.nn.relu,
+    "silu": jax.nn.silu,  # Marian's "swish"
     "relu2": lambda x: jnp.square(jax.nn.relu(x)),  # So et al., 2021
     "swiglu": jax.nn.silu,  # of the gate (Shazeer, 2020)
-    "geglu": jax.nn.gelu,  # of the gate, tanh form
+    "geglu": lambda x: jax.nn.gelu(x, approximate=True),  # of the gate (T5 1.1)
     "exact-gelu": lambda x: jax.nn.gelu(x, approximate=False),  # BERT's
+    "exact-geglu": lambda x: jax.nn.gelu(x, approximate=False),  # of the gate (ModernBERT)
 }
-GATED = ("swiglu", "geglu")
+GATED = ("swiglu", "geglu", "exact-geglu")
 """Activations of a third linear map, the gate, which multiplies the hidden units."""
 
 

@@ -25,6 +25,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from research.errors import UserError
+from research.training.migrations import FORMAT
 from research.training.run_directory import RunDirectory, ranking, write_atomically
 
 if TYPE_CHECKING:
@@ -32,9 +33,6 @@ if TYPE_CHECKING:
     import orbax.checkpoint as ocp
 
     from research.training.experiment import Checkpointing
-
-FORMAT = 1
-"""Version of the format; a reader refuses a newer one."""
 
 _MANIFEST = "manifest.json"
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "headway")

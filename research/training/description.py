@@ -24,6 +24,7 @@ from typing import Any, Literal, TypeVar
 
 from research.errors import UserError, nearest
 from research.training.experiment import Experiment
+from research.training.migrations import FORMAT, migrated
 
 Described = TypeVar("Described")
 
@@ -66,6 +67,16 @@ def to_json(description: Any) -> Any:
     if isinstance(description, tuple):
         return [to_json(item) for item in description]
     return description
+
+
+def to_stored(experiment: Experiment) -> dict[str, Any]:
+    """Returns an experiment as a run keeps it: as JSON values, with the format that they are of."""
+    return {"format": FORMAT, **to_json(experiment)}
+
+
+def from_stored(value: Any) -> Experiment:
+    """Returns the experiment that a run of any version keeps; UserError as ``from_json`` and ``migrated``."""
+    return from_json(migrated(value) if isinstance(value, Mapping) else value)
 
 
 def from_json(value: Any) -> Experiment:
@@ -179,12 +190,12 @@ def load_experiment(path: str | Path) -> Experiment:
         value = (
             json.loads(path.read_text(encoding="utf-8"))
             if path.suffix == ".json"
-            else to_json(call(path, "experiment", Experiment))
+            else to_stored(call(path, "experiment", Experiment))
         )
     except ValueError as error:
         raise UserError(f"{path}: not JSON: {error}") from None
     try:
-        return from_json(value)
+        return from_stored(value)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 

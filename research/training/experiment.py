@@ -26,6 +26,7 @@ from research.objectives.classification import Classification
 from research.objectives.masked_lm import MaskedLM
 from research.objectives.recall import Recall
 from research.objectives.translation import Translation
+from research.training.initial import WarmStart
 from research.training.optimizer import AdamW, Optimizer
 from research.training.schedule import Cosine, Schedule
 
@@ -105,8 +106,8 @@ class Experiment:
     """Micro-batches that a batch is cut into, one after another, to save memory."""
     clip: float | None = 1.0
     """Largest global norm of the gradient."""
-    initial: str | None = None
-    """Run whose parameters training starts from, as far as the models have them in common."""
+    initial: WarmStart | None = None
+    """What training starts from, instead of fresh parameters; --from RUN sets it."""
     ema: float | None = None
     """Decay of an exponential moving average of the parameters, used for evaluation and sampling."""
     sharding: Sharding = dataclasses.field(default_factory=Sharding)

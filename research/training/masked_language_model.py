@@ -119,7 +119,7 @@ def fill(trained: Trained, text: str, *, top: int = 5) -> list[list[Candidate]]:
     if not isinstance(model, BERT) or not isinstance(trained.experiment.data, MaskedText):
         raise UserError(f"fill: {trained.directory.path} is not a run of a masked language model")
     name = tokenizer.mask_name
-    parts = [part.strip() for part in text.split(name)]
+    parts = [part.rstrip() for part in text.strip().split(name)]  # a space before a word may be its token's
     if len(parts) == 1:
         raise UserError(f'fill: no {name} in the text; write one where a token is missing: "Two {name} two."')
     encoded = tokenizer.encode_batch(parts)

@@ -15,7 +15,9 @@ from jaxtyping import Array
 
 from research.objectives.objective import Batch
 from research.scale.mesh import make_mesh
+from research.training.adapters import adapters_only, merged, with_adapters
 from research.training.experiment import Experiment
+from research.training.initial import LoRA
 from research.training.paths import path_name
 from research.training.sharding import BATCH, STRATEGIES, state_shardings
 from research.training.state import State
@@ -106,6 +108,8 @@ def functions(experiment: Experiment, mesh: Mesh | AbstractMesh | None = None) -
     module = model.build()
     schedule = experiment.schedule.build(experiment.steps)
     optimizer = experiment.optimizer.build(schedule)
+    if _adapters(experiment) is not None:
+        optimizer = adapters_only(optimizer)
     init = functools.partial(
         initialise,
         functools.partial(initial_parameters, experiment),
@@ -121,9 +125,10 @@ def functions(experiment: Experiment, mesh: Mesh | AbstractMesh | None = None) -
         shardings,
     )
 
-    def apply(*args: Any, **kwargs: Any) -> Any:
+    def apply(variables: Any, *args: Any, **kwargs: Any) -> Any:
+        params = model_parameters(experiment, variables["params"])
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # tells the modules where activations lie
-            return module.apply(*args, **kwargs)
+            return module.apply({"params": params}, *args, **kwargs)
 
     loss = objective.loss(apply)
     gradient = (
@@ -158,11 +163,22 @@ def functions(experiment: Experiment, mesh: Mesh | AbstractMesh | None = None) -
 
 
 def initial_parameters(experiment: Experiment, key: Array) -> Any:
-    """Returns freshly drawn parameters of the experiment's model."""
+    """Returns freshly drawn parameters of the experiment's model, with adapters if it trains these."""
     shapes = experiment.data.shapes().items()
     row = {name: jnp.zeros((1, *shape[1:]), dtype) for name, (shape, dtype) in shapes}
     inputs, named = experiment.objective.inputs(row)
-    return experiment.model.build().init(key, *inputs, **named)["params"]
+    params = experiment.model.build().init(key, *inputs, **named)["params"]
+    lora = _adapters(experiment)
+    return params if lora is None else with_adapters(params, lora, key_for(experiment.seed, "adapters"))
+
+
+def _adapters(experiment: Experiment) -> LoRA | None:
+    return None if experiment.initial is None else experiment.initial.adapters
+
+
+def model_parameters(experiment: Experiment, params: Any) -> Any:
+    """Returns the parameters that the model itself takes: those of a state, adapters merged."""
+    return merged(params, _adapters(experiment))
 
 
 def _quick_to_compile(mesh: Mesh | AbstractMesh) -> dict[str, int] | None:

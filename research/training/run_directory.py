@@ -19,11 +19,12 @@ import json
 import math
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
 from research.errors import UserError
+from research.training.migrations import FORMAT, migrated
 
 # Fields in which a resumed run may differ from the one that was started: how long it trains, what it writes
 # down, and which devices it runs on. Anything else would make it a different experiment.
@@ -65,8 +66,12 @@ class RunDirectory:
         return self.path / "lock"
 
     def description(self) -> dict[str, Any]:
-        """Returns the experiment's description as JSON; ``UserError`` if it cannot be read."""
-        return _read_json(self.experiment)
+        """Returns the experiment's description as JSON, in today's format; ``UserError`` if there is none."""
+        stored = _read_json(self.experiment)
+        try:
+            return migrated(stored)
+        except UserError as error:
+            raise UserError(f"{self.experiment}: {error}") from None
 
     def steps(self) -> list[int]:
         """Returns the steps that have a checkpoint, ascending."""
@@ -181,7 +186,8 @@ def claim(path: Path | str, description: dict[str, Any], *, primary: bool = True
             _check_same_experiment(directory, description)
             directory.checkpoints.mkdir(exist_ok=True)
             directory.events.mkdir(exist_ok=True)
-            write_atomically(directory.experiment, json.dumps(description, indent=2) + "\n")
+            stored = {"format": FORMAT, **description}
+            write_atomically(directory.experiment, json.dumps(stored, indent=2) + "\n")
         except OSError as error:
             raise UserError(f"cannot use {directory.path} as run directory: {error.strerror}") from error
         yield directory
@@ -230,7 +236,8 @@ def _check_same_experiment(directory: RunDirectory, description: dict[str, Any])
     if not directory.experiment.exists():
         return
     # Through JSON, so that tuples and lists compare equal.
-    there, now = flatten(directory.description()), flatten(json.loads(json.dumps(description)))
+    now = flatten(json.loads(json.dumps(description)))
+    there = {**_defaults(directory.description(), now), **flatten(directory.description())}
     absent = object()
     differing = [
         f"{name} ({there.get(name, 'absent')!r} there, {now.get(name, 'absent')!r} now)"
@@ -243,6 +250,17 @@ def _check_same_experiment(directory: RunDirectory, description: dict[str, Any])
             f"{directory.path} was made by a different experiment: {', '.join(differing[:3])}{more};"
             " choose another --workdir"
         )
+
+
+def _defaults(description: dict[str, Any], wanted: Collection[str]) -> dict[str, Any]:
+    """Returns the wanted fields with a description's defaults: an older version kept none of newer fields."""
+    from research.training.description import from_json, to_json  # which imports JAX
+
+    try:
+        resolved = flatten(json.loads(json.dumps(to_json(from_json(description)))))
+    except UserError:  # it has a field that is unknown here, which will be named
+        return {}
+    return {name: value for name, value in resolved.items() if name in wanted}
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -23,7 +23,7 @@ from research.training.conclusion import Conclusion
 from research.training.description import to_json
 from research.training.experiment import Experiment
 from research.training.loop import train
-from research.training.program import build, functions
+from research.training.program import build, functions, model_parameters
 from research.training.progress import Display
 from research.training.run_directory import claim
 from research.training.trained import best_of
@@ -92,9 +92,7 @@ def run(
     program = build(experiment, prepared, parts)
     program.batches()
     if experiment.initial is not None:
-        program = dataclasses.replace(
-            program, init=lambda: warm_start(str(experiment.initial), parts.init(), report)
-        )
+        program = dataclasses.replace(program, init=lambda: warm_start(experiment, parts.init(), report))
     with claim(directory, to_json(experiment), primary=jax.process_index() == 0) as owned:
         owned.keep(prepared.files())
         with contextlib.ExitStack() as stack:
@@ -105,7 +103,7 @@ def run(
         if experiment.evaluation.patience is not None:
             params, validation = best_of(owned, experiment, parts)
         conclude = CONCLUSIONS[type(experiment.objective)]
-        conclusion = conclude(experiment, prepared, parts, params, report)
+        conclusion = conclude(experiment, prepared, parts, model_parameters(experiment, params), report)
     return Result(
         run=str(directory),
         step=outcome.step,

@@ -45,8 +45,12 @@ FSDP_TENSOR: Table = (
     (r"decay/kernel$", P(None, None, "tensor?", None)),
     (r"decay_latent/kernel$", P(None, "fsdp", None)),
     (r"(query|key|value)_convolution$", P(None, None, "tensor?", None)),
+    (r"lora_[ab]$", P()),
     (r"(decay_bias|(decay|skip)_scale)$", P()),
-    (r"(norm/(scale|bias)|(query|key|pair)_scale|sink|relative_bias|mixture|forget/bias|lambda_\w+)$", P()),
+    (
+        r"(norm/(scale|bias)|(query|key|pair)_scale|sink|relative_bias|head_bias|mixture|forget/bias|lambda_\w+)$",
+        P(),
+    ),
 )
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Key, PRNGKeyArray
 from research.objectives.objective import Batch, Loss
 from research.training.state import State
 
-PURPOSES = {"parameters": 0, "dropout": 1}
+PURPOSES = {"parameters": 0, "dropout": 1, "adapters": 2}
 """What randomness is for; the numbers are part of the meaning of a seed and never change."""
 Metrics = dict[str, Array]
 Step = Callable[[State, Batch], tuple[State, Metrics]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ from research.errors import UserError
 from research.scale.mesh import make_mesh
 from research.training.checkpoint import restore
 from research.training.description import load_experiment
-from research.training.experiment import Experiment, Sharding
-from research.training.program import Functions, functions
+from research.training.experiment import Experiment, Model, Sharding
+from research.training.program import Functions, functions, model_parameters
 from research.training.run_directory import RunDirectory, open_run
 
 
@@ -30,7 +31,21 @@ class Trained:
     """What the run's data turns text into tokens with."""
     functions: Functions
     params: Any
-    """Parameters to evaluate and sample with: their moving average if the run keeps one."""
+    """Parameters to evaluate and sample with: their moving average if the run keeps one, adapters merged."""
+
+    @property
+    def model(self) -> Model:
+        """The description of the model."""
+        return self.experiment.model
+
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
+        """Returns what the model makes of inputs (see its module's call), with these parameters; jitted."""
+        return _applied(self.model)({"params": self.params}, *inputs, **named)
+
+
+@functools.cache
+def _applied(model: Model) -> Any:
+    return jax.jit(model.build().apply)
 
 
 def load(path: str | Path, checkpoint: str = "best") -> Trained:
@@ -44,7 +59,7 @@ def load(path: str | Path, checkpoint: str = "best") -> Trained:
     step = directory.checkpoint_step(checkpoint)
     parts = _functions_here(experiment)
     tokenizer = experiment.data.load_tokenizer(directory.path)
-    params = _restored(directory, experiment, parts, step)
+    params = model_parameters(experiment, _restored(directory, experiment, parts, step))
     return Trained(directory, experiment, step, tokenizer, parts, params)
 
 

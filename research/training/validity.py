@@ -9,7 +9,7 @@ from typing import Any
 
 from research.attention.catalogue import Interleaved, Single
 from research.attention.mechanisms import Mechanism
-from research.attention.positions import NTK, Interpolation, RelativeBias, Rotary, YaRN
+from research.attention.positions import NTK, Interpolation, Learned, RelativeBias, Rotary, YaRN
 from research.data.associative_recall import AssociativeRecall
 from research.data.bitext import Bitext
 from research.data.induction import Induction
@@ -29,6 +29,7 @@ from research.objectives.masked_lm import MaskedLM
 from research.objectives.translation import Translation
 from research.training.description import kind
 from research.training.experiment import LEARNABLE, Checkpointing, Evaluation, Experiment
+from research.training.initial import LoRA
 from research.training.optimizer import Adafactor, AdamW, Lion, Muon
 from research.training.schedule import Cosine, Linear, ReciprocalSqrt, WarmupStableDecay
 
@@ -54,7 +55,7 @@ _OPTIMIZER = {
     "layer_decay": ("above 0 and at most 1", lambda x: 0 < x <= 1),
 }
 _ATTENTION = {
-    "soft_cap": ABOVE_0,
+    **dict.fromkeys(("soft_cap", "scale"), ABOVE_0),
     **dict.fromkeys(("window", "dilation", "block", "stride", "summary"), AT_LEAST_1),
     **dict.fromkeys(("global_tokens", "global_blocks", "random_blocks"), AT_LEAST_0),
     **dict.fromkeys(("rank", "query_rank", "rotary_dim", "rounds", "top"), AT_LEAST_1),
@@ -65,7 +66,7 @@ _ATTENTION = {
 }
 _NETWORK = {
     **dict.fromkeys(("vocabulary", "context", "layers", "decoder_layers", "width"), AT_LEAST_1),
-    **dict.fromkeys(("heads", "kv_heads", "feed_forward_width"), AT_LEAST_1),
+    **dict.fromkeys(("heads", "kv_heads", "head_dim", "feed_forward_width"), AT_LEAST_1),
     **dict.fromkeys(("logit_soft_cap", "norm_epsilon"), ABOVE_0),
     "token_types": AT_LEAST_0,
     "dropout": RATE,
@@ -75,7 +76,8 @@ _RANGES: dict[type, dict[str, Range]] = {
     **dict.fromkeys((GPT, BERT, Transformer, Seq2Seq), _NETWORK),
     **dict.fromkeys(typing.get_args(Single), _ATTENTION),
     Interleaved: dict.fromkeys(("firsts", "seconds"), AT_LEAST_1),
-    Rotary: {"base": ABOVE_0},
+    Learned: {"offset": AT_LEAST_0},
+    Rotary: {"base": ABOVE_0, "local_base": ABOVE_0},
     **dict.fromkeys((Interpolation, NTK, YaRN), _SCALING),
     RelativeBias: dict.fromkeys(("buckets", "max_distance"), AT_LEAST_1),
     TextData: {"valid_fraction": PART, "length": AT_LEAST_1, "batch": AT_LEAST_1},
@@ -110,6 +112,7 @@ _RANGES: dict[type, dict[str, Range]] = {
         **dict.fromkeys(("length", "batch_tokens", "buckets", "rows_multiple"), AT_LEAST_1),
     },
     Translation: {"label_smoothing": RATE},
+    LoRA: {"rank": AT_LEAST_1, "alpha": ABOVE_0},
     **dict.fromkeys((AdamW, Lion, Adafactor, Muon), _OPTIMIZER),
     **dict.fromkeys((Cosine, Linear, WarmupStableDecay, ReciprocalSqrt), _SCHEDULE),
     CausalLM: {"z_loss": AT_LEAST_0},
@@ -154,6 +157,8 @@ def _problems(experiment: Experiment, mesh: Mapping[str, int] | None) -> Iterato
     yield from experiment.data.problems()
     yield from experiment.objective.problems(experiment.model, experiment.data)
     yield from _packing_problems(experiment)
+    if experiment.initial is not None:
+        yield from experiment.initial.problems()
     evaluation, checkpointing = experiment.evaluation, experiment.checkpointing
     if evaluation.patience is not None and evaluation.every % checkpointing.every:
         yield (

@@ -12,16 +12,25 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from research.attention.catalogue import Interleaved
 from research.attention.mechanisms import SlidingWindow, Softmax
-from research.attention.positions import Rotary
+from research.attention.positions import Learned, RelativeBias, Rotary, Sinusoidal
+from research.data.bitext import Bitext
+from research.data.masked_text import MaskedText
 from research.data.text import TextData
 from research.data.tokenizer import Tokenizer
+from research.data.wordpiece import MaskingTokenizer
 from research.errors import UserError
 from research.interchange import families
+from research.interchange.export import export_run
 from research.interchange.layouts import Row
-from research.interchange.runs import export_run, import_run
+from research.interchange.runs import import_run
 from research.interchange.tensors import Tensors, write
+from research.models.bert import BERT
 from research.models.gpt import GPT
+from research.models.transformer import Transformer
+from research.objectives.masked_lm import MaskedLM
+from research.objectives.translation import Translation
 from research.training.checkpoint import Checkpoints
 from research.training.description import to_json
 from research.training.experiment import Checkpointing, Experiment
@@ -35,21 +44,54 @@ LLAMA = dataclasses.replace(
     bias=False, tied_head=False,
 )  # fmt: skip
 QWEN3 = dataclasses.replace(LLAMA, attention=Softmax(qk_norm=True), tied_head=True)
-MODELS = {"gpt2": GPT2, "llama": LLAMA, "qwen3": QWEN3}
+WIDE_HEADS = dataclasses.replace(QWEN3, head_dim=6)
+BERT_ = BERT(
+    vocabulary=300, context=16, layers=2, width=12, heads=3, feed_forward_width=20, dropout=0.0
+)  # fmt: skip
+ROBERTA = dataclasses.replace(BERT_, positions=Learned(offset=1), token_types=1, pooler=False)
+MODERNBERT = dataclasses.replace(
+    BERT_, layers=5, positions=Rotary(base=900.0, local_base=90.0), token_types=0, pooler=False, lead=True,
+    placement="pre", feed_forward="exact-geglu", bias=False, norm_epsilon=1e-5,
+    attention=Interleaved(first=SlidingWindow(window=5), firsts=1),
+)  # fmt: skip
+MARIAN = Transformer(
+    vocabulary=300, context=16, layers=1, decoder_layers=2, width=12, heads=3, feed_forward="silu",
+    feed_forward_width=20, positions=Sinusoidal(layout="half"), head_bias=True,
+)  # fmt: skip
+T5 = dataclasses.replace(
+    MARIAN, positions=RelativeBias(8, 16, shared=True), attention=Softmax(scale=1.0), norm="rms",
+    norm_epsilon=1e-6, placement="pre", bias=False, head_bias=False, feed_forward="relu",
+    embedding_scale="output",
+)  # fmt: skip
+T5_1_1 = dataclasses.replace(
+    T5, head_dim=6, feed_forward="geglu", embedding_scale="none", tied_head=False
+)  # fmt: skip
+MODELS = {
+    "gpt2": GPT2, "llama": LLAMA, "qwen3": QWEN3, "qwen3 wide": WIDE_HEADS, "bert": BERT_, "roberta": ROBERTA,
+    "modernbert": MODERNBERT, "marian": MARIAN, "t5": T5, "t5 1.1": T5_1_1,
+}  # fmt: skip
 TEXTS = ["for i in range(10):\n    print(i)", "naïve café ☕ 日本", "  two  spaces\t\r\n", "<|endoftext|>"]
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return Tokenizer.train_bpe(TEXTS * 5, 280)
+def described(name, model):
+    """An experiment of a model, and a tokenizer for it."""
+    bpe = Tokenizer.train_bpe(TEXTS * 5, 280)
+    if isinstance(model, BERT):
+        data = MaskedText(length=16, batch=8)
+        pieces = MaskingTokenizer.train([text.lower() for text in TEXTS * 5], 200)
+        return Experiment(name=name, model=model, data=data, objective=MaskedLM()), pieces
+    if isinstance(model, Transformer):
+        data = Bitext(corpus="files", length=16)
+        return Experiment(name=name, model=model, data=data, objective=Translation()), bpe
+    return Experiment(name=name, model=model, data=TextData(length=16, batch=8)), bpe
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, tokenizer):
+def runs(tmp_path_factory):
     """A run of each model, never trained but with every parameter random."""
     made = {}
     for name, model in MODELS.items():
-        experiment = Experiment(name=name, model=model, data=TextData(length=16, batch=8))
+        experiment, tokenizer = described(name, model)
         rng = np.random.default_rng(len(name))
         params = jax.tree.map(
             lambda leaf, rng=rng: jax.device_put(rng.normal(size=leaf.shape).astype(np.float32) * 0.3),
@@ -84,7 +126,7 @@ def copy(source, target, **config):
 def test_out_and_in_again_is_the_same_model(name, runs, exported, tmp_path):
     found = import_run(exported[name], tmp_path / "back", print)
     before, after = load(runs[name]), load(tmp_path / "back")
-    assert found["model_type"] == name and found["dtype"] == "float32"
+    assert found["model_type"] == name.split()[0] and found["dtype"] == "float32"
     assert families.of_model(after.experiment.model) == families.of_model(before.experiment.model)
     jax.tree.map(np.testing.assert_array_equal, before.params, after.params)
     assert [after.tokenizer.encode(t) for t in TEXTS] == [before.tokenizer.encode(t) for t in TEXTS]
@@ -198,7 +240,11 @@ def test_a_directory_that_is_wrong_is_one_line(spoiled, line, exported, tmp_path
 @pytest.mark.parametrize(
     ("name", "config", "line"),
     [
-        ("gpt2", {"model_type": "t5"}, "model_type 't5' is not supported; supported: gpt2, llama, qwen3"),
+        (
+            "gpt2",
+            {"model_type": "opt"},
+            "model_type 'opt' is not supported; supported: gpt2, llama, qwen3, bert, roberta",
+        ),
         ("gpt2", {"activation_function": "relu"}, "activation_function is 'relu'; supported: 'gelu_new'"),
         ("llama", {"rope_parameters": {"rope_type": "llama3"}}, "of type 'llama3' is not supported"),
         ("llama", {"vocab_size": 100}, "has 280 tokens, the model only 100"),

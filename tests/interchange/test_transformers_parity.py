@@ -12,7 +12,8 @@ import pytest
 
 from research.data.tokenizer import Tokenizer
 from research.inference.sampling import Decoding, sample
-from research.interchange.runs import export_run, import_run
+from research.interchange.export import export_run
+from research.interchange.runs import import_run
 from research.training.trained import load
 
 TEXTS = ["def f(x):\n    return x", "naïve café ☕ 日本", "  two  spaces\t\r\n", "a" * 70, "�\u200b"]

@@ -1,0 +1,171 @@
+"""Runs as directories that `transformers` loads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from research.attention.positions import Learned
+from research.data.tokenizer import Tokenizer
+from research.data.wordpiece import MaskingTokenizer
+from research.errors import UserError
+from research.interchange import families
+from research.interchange.family import Family
+from research.interchange.layouts import Slot, slots
+from research.interchange.runs import ORIGIN
+from research.interchange.tensors import write
+from research.models.bert import BERT
+from research.models.transformer import Transformer
+from research.training.description import to_json
+from research.training.paths import path_name
+from research.training.trained import Trained
+
+
+def export_run(
+    trained: Trained, out: Path, dtype: str | None, report: Callable[[str], None]
+) -> dict[str, Any]:
+    """Writes a run as a directory that `transformers` loads; returns what was written, as JSON values.
+
+    Args:
+      trained: the run's checkpoint.
+      out: directory to make; must be empty or not there.
+      dtype: of the tensors; None: that of the import the run came from, or float32.
+      report: receives messages.
+
+    Raises:
+      UserError: no family has this model's parts, or the directory has files.
+    """
+    model, tokenizer = trained.experiment.model, trained.tokenizer
+    family, config = families.of_model(model)
+    ids = _special_ids(model, tokenizer)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} is there already; choose a directory that is empty or new")
+    origin = trained.directory.path / ORIGIN
+    if dtype is None:
+        dtype = json.loads(origin.read_text("utf-8")).get("dtype") if origin.exists() else None
+        dtype = dtype or "float32"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make {out}: {error.strerror}") from error
+    report(f"writing {out}")
+    tensors = _tensors(trained.params, slots(family.layout(model)), np.dtype(dtype))
+    files = write(out, tensors, {"format": "pt"})
+    texts = {
+        "config.json": _dump({**config, **ids, "torch_dtype": dtype}),
+        Tokenizer.FILE: tokenizer.to_json(),
+        "tokenizer_config.json": _dump(_tokenizer_config(model, tokenizer)),
+        "README.md": _card(trained, family),
+    }
+    if not isinstance(model, BERT):
+        texts["generation_config.json"] = _dump(ids)
+    for name, text in texts.items():
+        (out / name).write_text(text, encoding="utf-8")
+    written = [file.name for file in files]
+    return {
+        "directory": str(out),
+        "model_type": family.model_type,
+        "dtype": dtype,
+        "files": [*written, *texts],
+    }
+
+
+def _special_ids(model: Any, tokenizer: Tokenizer) -> dict[str, int]:
+    """Returns the ids of special tokens as a configuration has them."""
+    end = tokenizer.end_of_text
+    if isinstance(tokenizer, MaskingTokenizer):
+        offset = model.positions.offset if isinstance(model.positions, Learned) else 0
+        if offset and tokenizer.padding != offset - 1:
+            raise UserError(
+                "this model cannot be exported: roberta's positions begin after the padding token's row, "
+                f"{tokenizer.padding}, and model.positions.offset is {offset}"
+            )
+        first, last = tokenizer.first, tokenizer.separator
+        ids = {"pad_token_id": tokenizer.padding, "cls_token_id": first, "sep_token_id": last}
+        return {**ids, "bos_token_id": first, "eos_token_id": last}
+    if isinstance(model, Transformer):
+        start = tokenizer.start
+        ids = {"decoder_start_token_id": start, "pad_token_id": start, "eos_token_id": end}
+        return {**ids, "forced_eos_token_id": end}
+    return {"bos_token_id": end, "eos_token_id": end}
+
+
+def _tokenizer_config(model: Any, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Returns how `transformers` should call the special tokens."""
+    end = tokenizer.name_of(tokenizer.end_of_text)
+    if isinstance(tokenizer, MaskingTokenizer):
+        names = {
+            "pad": tokenizer.padding, "unk": tokenizer.unknown, "cls": tokenizer.first,
+            "sep": tokenizer.separator, "mask": tokenizer.mask,
+        }  # fmt: skip
+        tokens = {f"{name}_token": tokenizer.name_of(i) for name, i in names.items()}
+    elif isinstance(model, Transformer):
+        tokens = {"eos_token": end, "pad_token": tokenizer.name_of(tokenizer.start)}
+    else:
+        tokens = {"bos_token": end, "eos_token": end}
+    return {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": model.context, **tokens}
+
+
+def _tensors(params: Any, table: dict[str, Slot], dtype: np.dtype) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields their tensors, by name; of ours, no more than what one tensor needs is converted at once."""
+    leaves = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    sources: dict[str, list[tuple[Any, str, int | None]]] = {}
+    for path, slot in table.items():
+        for layer, (row, name) in enumerate(slot.rows):
+            sources.setdefault(name, []).append((row, path, layer if slot.stacked else None))
+    for name, parts in sources.items():
+        arrays = [
+            row.write(np.asarray(leaves[path] if layer is None else leaves[path][layer]).astype(dtype))
+            for row, path, layer in sorted(parts, key=lambda part: part[0].part)
+        ]
+        yield name, parts[0][0].join(arrays)
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(value, indent=2) + "\n"
+
+
+def _card(trained: Trained, family: Family) -> str:
+    """Returns the model card: what made the weights, and how well they do."""
+    experiment, run = trained.experiment, trained.directory
+    metrics = run.checkpoint_metrics(trained.step)
+    lines = [
+        f"- {name.removeprefix('valid/').replace('_', ' ')}: {value:.4f}" for name, value in metrics.items()
+    ]
+    origin = run.path / ORIGIN
+    made = f"trained with Headway for {trained.step} steps"
+    if origin.exists():
+        made = f"imported into Headway from {json.loads(origin.read_text('utf-8'))['source']}"
+    elif experiment.initial is not None:
+        made += f", beginning with the parameters of {experiment.initial.run}"
+    data = to_json(experiment.data)
+    fields = {name: data[name] for name in ("corpus", "source", "target", "path") if data.get(name)}
+    return "\n".join(
+        [
+            f"# {experiment.name}",
+            "",
+            f"A {family.architecture(experiment.model)} {made}.",
+            "",
+            "## Data",
+            "",
+            *(f"- {name}: {value}" for name, value in fields.items()),
+            "",
+            "## Validation",
+            "",
+            *(lines or ["Not measured."]),
+            "",
+            "## Experiment",
+            "",
+            "Saved as experiment.json, this trains it: `headway train experiment.json`",
+            "",
+            "```json",
+            json.dumps(to_json(experiment), indent=2),
+            "```",
+            "",
+        ]
+    )
