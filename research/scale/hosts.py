@@ -1,0 +1,196 @@
+"""Several processes that train one run: joining them, agreeing, and parting.
+
+JAX finds the other processes by itself on Cloud TPU, GKE, Slurm and Open MPI (`jax.distributed.initialize`);
+elsewhere the command line names them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from research.errors import LostError, StoppedError, UserError
+
+_HEARTBEAT = 30  # seconds without a sign of life after which JAX ends the other processes
+_FAREWELL = 30  # seconds to wait for the others at the end
+_START = 300  # seconds to wait for the others at the start
+
+# How a collective says that a process at its other end is gone, rather than that the program is wrong.
+_GONE = ("UNAVAILABLE", "ABORTED", "CANCELLED", "DEADLINE_EXCEEDED", "Gloo", "closed by peer")
+
+
+def join(
+    coordinator: str | None,
+    processes: int | None,
+    process: int | None,
+    environment: Mapping[str, str] = os.environ,
+) -> None:
+    """Makes this process one of those that train together; does nothing where there is one only.
+
+    Args:
+      coordinator: HOST:PORT at which process 0 listens; None: ask the environment.
+      processes: how many there are; named if and only if ``coordinator`` is.
+      process: which one this is, from 0; named if and only if ``coordinator`` is.
+      environment: the environment's variables.
+
+    Raises:
+      UserError: the three do not fit together, or the others cannot be reached.
+    """
+    named = {"--coordinator": coordinator, "--processes": processes, "--process": process}
+    missing = [name for name, value in named.items() if value is None]
+    if 0 < len(missing) < len(named):
+        given = next(name for name, value in named.items() if value is not None)
+        raise UserError(
+            f"{given} needs {' and '.join(missing)} as well: HOST:PORT, how many, and which (from 0)"
+        )
+    if coordinator is not None and processes is not None and process is not None:
+        host, _, port = coordinator.rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+            raise UserError(f"--coordinator: expected HOST:PORT, found {coordinator!r}")
+        if not 0 <= process < processes:
+            raise UserError(f"--process {process}: from 0 to {processes - 1} of --processes {processes}")
+    elif _alone(environment):
+        return
+    try:
+        jax.distributed.initialize(
+            coordinator,
+            processes,
+            process,
+            # Named processes are not to be searched for: JAX would take a Slurm job around them for the run.
+            cluster_detection_method=None if coordinator is None else "deactivate",
+            initialization_timeout=_START,
+            heartbeat_timeout_seconds=_HEARTBEAT,
+            shutdown_timeout_seconds=_FAREWELL,
+        )
+    except ValueError as error:
+        if coordinator is None and "coordinator_address" in str(error):
+            return  # JAX has found no environment it knows
+        raise
+    except RuntimeError as error:
+        place = coordinator or "the coordinator that the environment names"
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"cannot reach {place} and the other processes within {_START} s: {reason}"
+        ) from error
+
+
+def _alone(environment: Mapping[str, str]) -> bool:
+    """Returns whether JAX would take an environment of one process for one of several, or part of it.
+
+    Of a Slurm job with one task it would hide all devices but the first; a pod that is no part of an indexed
+    job makes it fail.
+    """
+    if environment.get("SLURM_NTASKS") == "1":
+        return True
+    tpu = "TPU_WORKER_HOSTNAMES" in environment or "TPU_PROCESS_ADDRESSES" in environment
+    return "KUBERNETES_SERVICE_HOST" in environment and "JOB_COMPLETION_INDEX" not in environment and not tpu
+
+
+@contextlib.contextmanager
+def together(complain: Callable[[BaseException], int]) -> Iterator[None]:
+    """The part of a program that several processes run together; what happens to one, the others notice.
+
+    At the end of the context, and when all of them stop, the processes wait for one another. One that fails
+    by itself does not: it says why and ends at once, for the others wait for it in a collective operation and
+    are told by their broken connections.
+
+    Args:
+      complain: prints an error and returns the exit code.
+
+    Raises:
+      StoppedError, UserError: all processes have stopped.
+    """
+    if not jax.distributed.is_initialized():
+        yield
+        return
+    try:
+        yield
+        jax.distributed.shutdown()
+    except StoppedError:
+        jax.distributed.shutdown()
+        raise
+    except BaseException as error:
+        if isinstance(error, UserError) and not jax.distributed.is_initialized():
+            raise  # all of them have agreed on it
+        code = complain(loss(error) or error)
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(code)  # Python's way out would wait for collectives that nobody answers
+
+
+@contextlib.contextmanager
+def agreed() -> Iterator[None]:
+    """A part that must succeed in every process, without collectives in it: if one fails, all of them stop.
+
+    Raises:
+      UserError: another process has failed.
+    """
+    if jax.process_count() == 1:
+        yield
+        return
+    failure: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        failure = error
+    with jax.transfer_guard("allow"):
+        failed = np.flatnonzero(multihost_utils.process_allgather(np.array(failure is not None)))
+    if not len(failed):
+        return
+    jax.distributed.shutdown()
+    if failure is not None:
+        raise failure
+    raise UserError(f"process {failed[0]} could not start: see what it says")
+
+
+def of_first(numbers: Callable[[], tuple[int, ...]], count: int) -> tuple[int, ...]:
+    """Returns ``count`` numbers as process 0 finds them; the other processes do not look."""
+    if jax.process_count() == 1:
+        return numbers()
+    found = numbers() if jax.process_index() == 0 else (0,) * count
+    with jax.transfer_guard("allow"):
+        return tuple(int(i) for i in multihost_utils.broadcast_one_to_all(np.array(found, np.int32)))
+
+
+def loss(error: BaseException) -> LostError | None:
+    """Returns what an error comes to if it says that another process is gone, else None."""
+    text = str(error)
+    if not isinstance(error, (jax.errors.JaxRuntimeError, RuntimeError, ValueError)):
+        return None
+    if not any(sign in text for sign in _GONE):
+        return None
+    reason = next((line for line in text.splitlines() if line.strip()), "")
+    return LostError(f"another process of the run is gone ({reason[:200]})")
+
+
+def share(mesh: Mesh, axes: tuple[str, ...]) -> tuple[int, int]:
+    """Returns which share of a batch this process reads, and how many shares there are.
+
+    Rows are split over ``axes`` of the mesh. Processes whose devices hold the same rows read the same share;
+    where processes have rows in common in part only, each reads all of them: share 0 of 1.
+    """
+    rows = NamedSharding(mesh, PartitionSpec(axes)).devices_indices_map((mesh.size,))
+    held: dict[int, set[int]] = {}
+    for device, (part,) in rows.items():
+        held.setdefault(device.process_index, set()).add(part.start or 0)
+    shares = sorted({tuple(sorted(starts)) for starts in held.values()})
+    if len({start for starts in shares for start in starts}) != sum(map(len, shares)):
+        return 0, 1
+    if len({len(starts) for starts in shares}) != 1:
+        return 0, 1
+    return shares.index(tuple(sorted(held[jax.process_index()]))), len(shares)
+
+
+def whole(tree: object) -> object:
+    """Returns arrays that lie on several processes' devices as NumPy arrays, whole; others as they are."""
+    if jax.process_count() == 1:
+        return tree
+    with jax.transfer_guard("allow"):
+        return multihost_utils.process_allgather(tree, tiled=True)
