@@ -9,7 +9,6 @@ import dataclasses
 import re
 import shlex
 import shutil
-import string
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -88,14 +87,8 @@ def checked(
     return Job(name, shlex.join(words))
 
 
-class _Template(string.Template):
-    """``@{name}`` is filled in: shells and YAML have uses of their own for ``$``."""
-
-    delimiter = "@"
-
-
 def render(template: str, **values: object) -> str:
-    """Returns a template of the folder templates/ with all its values filled in.
+    """Returns a template of the folder templates/ with ``@{name}`` filled in wherever it stands.
 
     A value of several lines is indented as its first line is.
     """
@@ -104,7 +97,7 @@ def render(template: str, **values: object) -> str:
     for line in lines:
         indent = line[: len(line) - len(line.lstrip())]
         filled = {name: str(value).replace("\n", "\n" + indent) for name, value in values.items()}
-        rendered.append(_Template(line).substitute(filled))
+        rendered.append(re.sub(r"@\{(\w+)\}", lambda found, filled=filled: filled[found[1]], line))
     return "".join(rendered)
 
 

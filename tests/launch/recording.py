@@ -1,4 +1,4 @@
-"""``headway`` that writes down which rows are trained on; a pause before every step, and a hang, on request."""
+"""``headway`` that writes down which rows it trains on, and pauses or hangs where a test wants it to."""
 
 from __future__ import annotations
 

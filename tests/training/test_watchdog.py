@@ -23,16 +23,18 @@ with Watchdog({seconds}) as watchdog:
 
 def run(seconds, then):
     code = PROGRAM.format(seconds=seconds, then=then)
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False
+    )
 
 
 def test_a_hanging_process_prints_its_stacks_and_ends_with_code_4():
     done = run(0.3, "hang()")
     assert done.returncode == 4
-    assert 'line 6 in hang' in done.stderr
+    assert "line 6 in hang" in done.stderr
     assert done.stderr.splitlines()[-1] == (
-        "headway: no headway for 0.3 s while taking step 3; the same command on all processes goes on from the"
-        " last checkpoint"
+        "headway: no headway for 0.3 s while taking step 3; the same command on all processes goes on from"
+        " the last checkpoint"
     )
 
 
