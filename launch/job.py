@@ -93,12 +93,12 @@ def render(template: str, **values: object) -> str:
     A value of several lines is indented as its first line is.
     """
     lines = (TEMPLATES / template).read_text(encoding="utf-8").splitlines(keepends=True)
-    rendered = []
-    for line in lines:
-        indent = line[: len(line) - len(line.lstrip())]
-        filled = {name: str(value).replace("\n", "\n" + indent) for name, value in values.items()}
-        rendered.append(re.sub(r"@\{(\w+)\}", lambda found, filled=filled: filled[found[1]], line))
-    return "".join(rendered)
+    return "".join(_filled(line, values) for line in lines)
+
+
+def _filled(line: str, values: Mapping[str, object]) -> str:
+    indent = line[: len(line) - len(line.lstrip())]
+    return re.sub(r"@\{(\w+)\}", lambda found: str(values[found[1]]).replace("\n", "\n" + indent), line)
 
 
 def run(script: str, *, dry_run: bool, needs: str, install: str) -> None:

@@ -7,9 +7,11 @@ elsewhere the command line names them.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -176,16 +178,22 @@ def share(mesh: Mesh, axes: tuple[str, ...]) -> tuple[int, int]:
     Rows are split over ``axes`` of the mesh. Processes whose devices hold the same rows read the same share;
     where processes have rows in common in part only, each reads all of them: share 0 of 1.
     """
-    rows = NamedSharding(mesh, PartitionSpec(axes)).devices_indices_map((mesh.size,))
+    shares = _shares(mesh, axes)
+    return shares.get(jax.process_index(), 0), len(set(shares.values())) or 1
+
+
+@functools.cache
+def _shares(mesh: Mesh, axes: tuple[str, ...]) -> dict[int, int]:
+    """Returns which share each process reads; nothing, where each reads all."""
+    rows: Mapping[Any, Any] = NamedSharding(mesh, PartitionSpec(axes)).devices_indices_map((mesh.size,))
     held: dict[int, set[int]] = {}
     for device, (part,) in rows.items():
         held.setdefault(device.process_index, set()).add(part.start or 0)
-    shares = sorted({tuple(sorted(starts)) for starts in held.values()})
-    if len({start for starts in shares for start in starts}) != sum(map(len, shares)):
-        return 0, 1
-    if len({len(starts) for starts in shares}) != 1:
-        return 0, 1
-    return shares.index(tuple(sorted(held[jax.process_index()]))), len(shares)
+    parts = sorted({tuple(sorted(starts)) for starts in held.values()})
+    apart = len(set().union(*parts)) == sum(map(len, parts))
+    if not apart or len({len(starts) for starts in parts}) != 1:
+        return {}
+    return {process: parts.index(tuple(sorted(starts))) for process, starts in held.items()}
 
 
 def whole(tree: object) -> object:

@@ -85,14 +85,19 @@ def test_when_one_process_is_killed_the_other_says_so_and_both_go_on(tmp_path, b
             break
     processes[victim].kill()
     codes, errors = ends(processes)
-    assert codes[victim] == -signal.SIGKILL and codes[1 - victim] == 4, errors
-    last = errors[1 - victim].splitlines()[-1]
-    assert last.startswith("another process of the run is gone (")
-    assert last.endswith("; the same command on all processes goes on from the last checkpoint")
+    assert codes[victim] == -signal.SIGKILL
     saved = run_directory.open_run(tmp_path).newest()
     assert saved >= 5
+    if codes[1 - victim] == -signal.SIGABRT:
+        # Process 0 is the coordinator: JAX may notice its end before a collective operation does.
+        assert victim == 0 and "Terminating process because the JAX distributed service" in errors[1]
+    else:
+        assert codes[1 - victim] == 4, errors
+        last = errors[1 - victim].splitlines()[-1]
+        assert last.startswith("another process of the run is gone (")
+        assert last.endswith("; the same command on all processes goes on from the last checkpoint")
     if victim == 0:
-        return  # once is enough
+        return  # going on once is enough
     codes, errors = ends(both(tmp_path, "--steps", 30))
     assert codes == [0, 0], errors
     assert f"resumed from step {saved}" in errors[0]
