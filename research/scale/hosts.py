@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import socket
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -58,6 +60,8 @@ def join(
             raise UserError(f"--coordinator: expected HOST:PORT, found {coordinator!r}")
         if not 0 <= process < processes:
             raise UserError(f"--process {process}: from 0 to {processes - 1} of --processes {processes}")
+        if process > 0:
+            _reach(host.strip("[]"), int(port))
     elif _alone(environment):
         return
     try:
@@ -76,11 +80,30 @@ def join(
             return  # JAX has found no environment it knows
         raise
     except RuntimeError as error:
-        place = coordinator or "the coordinator that the environment names"
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"cannot reach {place} and the other processes within {_START} s: {reason}"
-        ) from error
+        if "before any JAX calls" in str(error):
+            if coordinator is None and jax.process_count() == 1 and "SLURM_NTASKS" not in environment:
+                return  # called from a program that computes already: it is alone
+            raise UserError(
+                "several processes must join before JAX computes: let the experiment's file make no arrays"
+            ) from error
+        raise UserError(f"cannot join the other processes: {str(error).splitlines()[0]}") from error
+
+
+def _reach(host: str, port: int) -> None:
+    """Waits until the coordinator listens; JAX, which waits as well, would end the process without a word."""
+    deadline = time.monotonic() + _START
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=5.0).close()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                reason = error.strerror or str(error)
+                raise UserError(
+                    f"--coordinator: cannot reach {host}:{port} within {_START} s ({reason}); process 0 listens"
+                    " there when it has started"
+                ) from error
+        time.sleep(0.5)  # it may start later than we do
 
 
 def _alone(environment: Mapping[str, str]) -> bool:

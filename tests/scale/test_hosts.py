@@ -52,6 +52,25 @@ def test_where_jax_is_asked_for_the_environment(monkeypatch, environment, asked)
     assert calls == ([(None, None, None)] if asked else [])
 
 
+def test_a_program_that_computes_already_is_alone_and_cannot_join():
+    jax.devices()
+    hosts.join(None, None, None, {})
+    for arguments, environment in (
+        (("localhost:1", 2, 0), {}),
+        ((None, None, None), {"SLURM_NTASKS": "8"}),
+    ):
+        with pytest.raises(UserError, match="several processes must join before JAX computes"):
+            hosts.join(*arguments, environment)
+
+
+def test_a_coordinator_that_does_not_answer_is_one_line(monkeypatch):
+    monkeypatch.setattr(hosts, "_START", 0.1)
+    with pytest.raises(
+        UserError, match=r"^--coordinator: cannot reach localhost:1 within 0.1 s \(Connection"
+    ):
+        hosts.join("localhost:1", 2, 1)
+
+
 def test_without_an_environment_that_jax_knows_there_is_one_process():
     hosts.join(None, None, None, {})
     assert not jax.distributed.is_initialized()

@@ -6,6 +6,7 @@ It has what a GPT's program has (a sharded state, a donated step, a Grain iterat
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import json
@@ -158,7 +159,10 @@ def experiment(
 def run(path: Path, program: Any, description: Experiment, **options: Any) -> loop.Outcome:
     """Claims the directory and trains, as the command does."""
     primary = jax.process_index() == 0
-    with run_directory.claim(path, dataclasses.asdict(description), primary=primary) as directory:
+    with contextlib.ExitStack() as stack:
+        with hosts.agreed():
+            claimed = run_directory.claim(path, dataclasses.asdict(description), primary=primary)
+            directory = stack.enter_context(claimed)
         return loop.train(program, description, directory, **{"display": Display(), **options})
 
 
