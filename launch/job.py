@@ -23,9 +23,9 @@ from research.training.overrides import override
 ROOT = Path(__file__).resolve().parents[1]
 """The source tree; what runs elsewhere runs a copy of it."""
 TEMPLATES = Path(__file__).parent / "templates"
-RESTART = "3|4|134|137"
+RESTART = "3|4|134|137|143"
 """Exit codes of ``headway train`` after which the same command goes on: saved and stopped; another process
-lost; ended by JAX, or killed, because another process was lost."""
+lost; ended by JAX for that reason; killed, with and without notice, when there was nothing to save."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -64,6 +64,8 @@ def join(
             _reach(host.strip("[]"), int(port))
     elif _alone(environment):
         return
+    # JAX's own way to notice SIGTERM would swallow it until the loop begins, which has its own.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
             coordinator,
@@ -100,8 +102,8 @@ def _reach(host: str, port: int) -> None:
             if time.monotonic() > deadline:
                 reason = error.strerror or str(error)
                 raise UserError(
-                    f"--coordinator: cannot reach {host}:{port} within {_START} s ({reason}); process 0 listens"
-                    " there when it has started"
+                    f"--coordinator: cannot reach {host}:{port} within {_START} s ({reason}); process 0"
+                    " listens there when it has started"
                 ) from error
         time.sleep(0.5)  # it may start later than we do
 

@@ -142,7 +142,7 @@ def test_the_manifest_of_skypilot_names_nodes_bucket_and_the_codes_to_recover_fr
     manifest = yaml.safe_load(heredoc(dry(capfd, "skypilot", "--spot"), "MANIFEST"))
     assert manifest["num_nodes"] == 2 and manifest["workdir"] == str(ROOT)
     assert manifest["resources"]["accelerators"] == "H100:8" and manifest["resources"]["use_spot"] is True
-    assert manifest["resources"]["job_recovery"]["recover_on_exit_codes"] == [3, 4, 134, 137]
+    assert manifest["resources"]["job_recovery"]["recover_on_exit_codes"] == [3, 4, 134, 137, 143]
     assert manifest["file_mounts"] == {"/bucket": {"source": "gs://runs-of-mine", "mode": "MOUNT"}}
     for part in ("setup", "run"):
         assert subprocess.run(["bash", "-n"], input=manifest[part], text=True, check=False).returncode == 0
