@@ -18,6 +18,15 @@ class StoppedError(Exception):
     exit_code = 3
 
 
+class LostError(Exception):
+    """Another process of the run is gone, or nothing moves any more; what was saved is safe. Exit code 4."""
+
+    exit_code = 4
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what}; the same command on all processes goes on from the last checkpoint")
+
+
 class NonFiniteError(UserError):
     """NaN or infinity in the loss or its gradient.
 

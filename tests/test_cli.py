@@ -49,6 +49,13 @@ def run(capsys, *arguments: str) -> tuple[int, str, str]:
             "--profile: expected FIRST:END in steps, such as 10:13, found '10'",
         ),
         (["train", QUICKSTART, "--sharding.tensor", "64"], "tensor 64"),
+        (["train", QUICKSTART, "--watchdog", "0"], "--watchdog 0: above 0, in seconds"),
+        (["train", QUICKSTART, "--process", "1"], "--process needs --coordinator and --processes as well"),
+        (
+            ["train", QUICKSTART, "--workdir", "gs://b/run"],
+            "mount the bucket (gcsfuse --implicit-dirs b /mnt/b)",
+        ),
+        (["evaluate", "s3://bucket/run"], "s3://bucket/run: a run directory lies in a file system"),
         (["train", QUICKSTART, "--accumulate", "3"], "data.batch 16 does not divide into"),
         (
             ["show", QUICKSTART, "--optimizer", "moun"],

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import traceback
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
+
+from research.errors import LostError, StoppedError, UserError
 
 # JAX and what needs it is imported by the commands that use it: help and most errors appear at once.
 if TYPE_CHECKING:
@@ -43,6 +46,18 @@ def experiment_of(target: str, overrides: Mapping[str, str], command: Any) -> Ex
     experiment = override(experiment, rest, other_names=own)
     validate(experiment)
     return experiment
+
+
+def complain(error: BaseException) -> int:
+    """Says what went wrong, in one line if it is no bug, and returns the exit code."""
+    if isinstance(error, (UserError, StoppedError, LostError)):
+        message("headway: " + " ".join(str(error).split()))
+        return error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        message("headway: interrupted")
+        return 130
+    traceback.print_exception(error)
+    return 1
 
 
 def message(message: str) -> None:

@@ -9,10 +9,10 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 
-from research.cli.command import experiment_of, message
+from research.cli.command import complain, experiment_of, message
 from research.errors import UserError
+from research.training.run_directory import run_path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +24,16 @@ class Train:
     """Run directory; default: runs/NAME of the experiment."""
     profile: str | None = None
     """Steps to profile, as FIRST:END (END left out); the trace goes to profile/ in the run directory."""
+    coordinator: str | None = None
+    """HOST:PORT at which process 0 of several listens, with --processes and --process; default: what JAX
+    finds in the environment of Cloud TPU, GKE, Slurm or Open MPI, else one process."""
+    processes: int | None = None
+    """How many processes train together, with --coordinator."""
+    process: int | None = None
+    """Which of them this one is, from 0, with --coordinator."""
+    watchdog: float | None = None
+    """Seconds without a finished step, evaluation or save after which the process prints the stacks of its
+    threads and ends with code 4; default: 1800 where there are several processes."""
     json: bool = False
     """Print the result as one JSON object."""
 
@@ -42,7 +52,9 @@ def train(target: str, options: Train, overrides: Mapping[str, str]) -> None:
     """Trains, and prints what came of it."""
     experiment = experiment_of(target, overrides, options)
     profile = _window(options.profile)
-    directory = Path(options.workdir or (target if os.path.isdir(target) else f"runs/{experiment.name}"))
+    if options.watchdog is not None and options.watchdog <= 0:
+        raise UserError(f"--watchdog {options.watchdog:g}: above 0, in seconds")
+    directory = run_path(options.workdir or (target if os.path.isdir(target) else f"runs/{experiment.name}"))
 
     from research.scale.host_memory import keep_freed_memory
 
@@ -50,9 +62,23 @@ def train(target: str, options: Train, overrides: Mapping[str, str]) -> None:
     logging.basicConfig(format="%(message)s", stream=sys.stderr, force=True)
     logging.getLogger("research").setLevel(logging.INFO)
 
+    import jax
+
+    from research.scale.hosts import join, together
     from research.training.session import run
 
-    result = run(experiment, directory, profile=profile, report=message)
+    join(options.coordinator, options.processes, options.process)
+    with together(complain):
+        first, several = jax.process_index() == 0, jax.process_count() > 1
+        result = run(
+            experiment,
+            directory,
+            profile=profile,
+            patience=options.watchdog or (1800.0 if several else None),
+            report=message if first else lambda text: None,
+        )
+    if not first:  # one process speaks for all
+        return
     if options.json:
         print(json.dumps(result.to_json()))
         return

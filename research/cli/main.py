@@ -1,7 +1,8 @@
 """The command ``headway``: what it understands, and what it prints.
 
 Results go to standard output, progress and messages to standard error. Exit codes: 0 done; 1 a bug
-(traceback); 2 the user's input (one line); 3 stopped early but saved, run again to go on.
+(traceback); 2 the user's input (one line); 3 stopped early but saved, run again to go on; 4 another process
+of the run was lost or nothing moved any more, run again to go on from the last checkpoint.
 """
 
 from __future__ import annotations
@@ -11,41 +12,47 @@ import dataclasses
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from research.cli.command import Command
+from research.cli.command import Command, complain
 from research.cli.commands import COMMANDS
-from research.errors import StoppedError, UserError, nearest
+from research.errors import LostError, StoppedError, UserError, nearest
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line ``arguments`` (default: the process's own) and returns the exit code."""
+def main(
+    arguments: Sequence[str] | None = None,
+    commands: Mapping[str, Command] = COMMANDS,
+    program: str = "headway ",
+) -> int:
+    """Runs the command line ``arguments`` (default: the process's own) and returns the exit code.
+
+    Args:
+      arguments: the command's name and what follows it.
+      commands: the commands there are, by name.
+      program: what stands before a command's name where it is called.
+    """
     try:
-        _dispatch(list(sys.argv[1:] if arguments is None else arguments))
+        _dispatch(list(sys.argv[1:] if arguments is None else arguments), commands, program)
         sys.stdout.flush()
-    except (UserError, StoppedError) as error:
-        print("headway: " + " ".join(str(error).split()), file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("headway: interrupted", file=sys.stderr)
-        return 130
+    except (UserError, StoppedError, LostError, KeyboardInterrupt) as error:
+        return complain(error)
     except BrokenPipeError:
         # The reader (head, less) has gone. Python would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
-def _dispatch(arguments: list[str]) -> None:
+def _dispatch(arguments: list[str], commands: Mapping[str, Command], program: str) -> None:
     if not arguments or arguments[0] in ("--help", "-h", "help"):
         print(_overview())
         return
     name, *rest = arguments
-    if name not in COMMANDS:
-        raise UserError(f"unknown command {name!r}{nearest(name, COMMANDS)}")
-    command = COMMANDS[name]
+    if name not in commands:
+        raise UserError(f"unknown command {name!r}{nearest(name, commands)}")
+    command = commands[name]
     if "--help" in rest or "-h" in rest:
-        print(_help(name, command, [word for word in rest if word not in ("--help", "-h")]))
+        print(_help(program + name, command, [word for word in rest if word not in ("--help", "-h")]))
         return
     from research.training.overrides import override
 
@@ -55,7 +62,7 @@ def _dispatch(arguments: list[str]) -> None:
         what = (
             f"needs {command.target}" if len(targets) < needed else f"unexpected argument {targets[needed]!r}"
         )
-        raise UserError(f"{name}: {what}; usage: {_usage(name, command)}")
+        raise UserError(f"{name}: {what}; usage: {_usage(program + name, command)}")
     if command.overrides is not None:
         others = {f: t for f, t in overrides.items() if not f.startswith(command.overrides)}
         override(command.options, others, other_names=command.overrides)  # which raises: they are unknown
@@ -74,7 +81,7 @@ def _split(command: Command, rest: list[str]) -> tuple[list[str], dict[str, str]
 
 def _overview() -> str:
     lines = [
-        f"  {_usage(name, command)}\n      {type(command.options).__doc__}"
+        f"  {_usage(f'headway {name}', command)}\n      {type(command.options).__doc__}"
         for name, command in COMMANDS.items()
     ]
     return "\n".join(
@@ -92,7 +99,7 @@ def _overview() -> str:
 
 def _usage(name: str, command: Command) -> str:
     fields = " [--FIELD VALUE ...]" if command.overrides != () else ""
-    return f"headway {name} {command.target} [OPTIONS]{fields}"
+    return f"{name} {command.target} [OPTIONS]{fields}"
 
 
 def _help(name: str, command: Command, rest: list[str]) -> str:

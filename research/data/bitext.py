@@ -51,7 +51,7 @@ class PreparedBitext:
         self, *, limit: int | None = None, process_index: int, process_count: int
     ) -> Sequence[PairBatch]:
         """Returns the validation batches, in order, at most ``limit``."""
-        batches = OrderedPairBatches(self.valid, self.buckets, rows=slice(process_index, None, process_count))
+        batches = OrderedPairBatches(self.valid, self.buckets, share=(process_index, process_count))
         return batches if limit is None else [batches[i] for i in range(min(limit, len(batches)))]
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:

@@ -17,7 +17,7 @@ import grain
 import numpy as np
 from jaxtyping import Float32, Int32, Int64, Integer
 
-from research.data.packing import endless
+from research.data.packing import endless, share_of_process
 from research.errors import UserError
 
 
@@ -165,9 +165,11 @@ class PairBatches(grain.sources.RandomAccessDataSource[PairBatch]):
     epoch has the same number of batches and only one of them, of the widest bucket, is not full.
     """
 
-    def __init__(self, pairs: TokenPairs, buckets: Sequence[Bucket], *, seed: int, rows: slice) -> None:
-        """``rows``: the share of a batch's rows this process gets, as process::processes."""
-        self._pairs, self._buckets, self._seed, self._rows = pairs, buckets, seed, rows
+    def __init__(
+        self, pairs: TokenPairs, buckets: Sequence[Bucket], *, seed: int, share: tuple[int, int] = (0, 1)
+    ) -> None:
+        """``share``: number of this process, and processes that share the rows of each batch."""
+        self._pairs, self._buckets, self._seed, self._share = pairs, buckets, seed, share
         self._members = _members(pairs.widths(), buckets)
         self._epoch = functools.lru_cache(maxsize=2)(self._draw_epoch)
         self.batches_per_epoch = len(self._epoch(0))
@@ -178,7 +180,7 @@ class PairBatches(grain.sources.RandomAccessDataSource[PairBatch]):
     def __getitem__(self, index: int) -> PairBatch:
         epoch, number = divmod(index, self.batches_per_epoch)
         bucket, members = self._epoch(epoch)[number]
-        return gather(self._pairs, members, self._buckets[bucket], self._rows)
+        return gather(self._pairs, members, self._buckets[bucket], self._share)
 
     def _draw_epoch(self, epoch: int) -> list[tuple[int, Int64[np.ndarray, " members"]]]:
         random = np.random.default_rng([self._seed, epoch])
@@ -197,9 +199,11 @@ class PairBatches(grain.sources.RandomAccessDataSource[PairBatch]):
 class OrderedPairBatches(Sequence[PairBatch]):
     """Every pair once, bucket by bucket in their order; each bucket's last batch is filled with padding."""
 
-    def __init__(self, pairs: TokenPairs, buckets: Sequence[Bucket], *, rows: slice) -> None:
-        """``rows``: as for `PairBatches`."""
-        self._pairs, self._buckets, self._rows = pairs, buckets, rows
+    def __init__(
+        self, pairs: TokenPairs, buckets: Sequence[Bucket], *, share: tuple[int, int] = (0, 1)
+    ) -> None:
+        """``share``: as for `PairBatches`."""
+        self._pairs, self._buckets, self._share = pairs, buckets, share
         self._batches = [
             (bucket, members[start : start + bucket.rows])
             for bucket, members in zip(buckets, _members(pairs.widths(), buckets), strict=True)
@@ -211,7 +215,7 @@ class OrderedPairBatches(Sequence[PairBatch]):
 
     def __getitem__(self, index: int) -> PairBatch:  # type: ignore[override]  # no slices
         bucket, members = self._batches[index]
-        return gather(self._pairs, members, bucket, self._rows)
+        return gather(self._pairs, members, bucket, self._share)
 
 
 def _members(
@@ -224,9 +228,10 @@ def _members(
 
 
 def gather(
-    pairs: TokenPairs, members: Int64[np.ndarray, " members"], bucket: Bucket, rows: slice
+    pairs: TokenPairs, members: Int64[np.ndarray, " members"], bucket: Bucket, share: tuple[int, int]
 ) -> PairBatch:
-    """Returns the pairs ``members`` as a batch of the bucket's shape; this process takes ``rows`` of it."""
+    """Returns the pairs ``members`` as a batch of the bucket's shape; this process takes its share of it."""
+    rows = share_of_process(bucket.rows, *share)
     batch: PairBatch = {
         name: np.zeros((bucket.rows, bucket.width), np.float32 if name == "weights" else np.int32)
         for name in PairBatch.__annotations__
@@ -263,4 +268,4 @@ def train_batches(
       process_index: number of this process.
       process_count: processes that share each batch.
     """
-    return endless(PairBatches(pairs, buckets, seed=seed, rows=slice(process_index, None, process_count)))
+    return endless(PairBatches(pairs, buckets, seed=seed, share=(process_index, process_count)))

@@ -25,6 +25,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from research.errors import UserError
+from research.scale import hosts
 from research.training.migrations import FORMAT
 from research.training.run_directory import RunDirectory, ranking, write_atomically
 
@@ -152,17 +153,30 @@ class Checkpoints:
         Raises:
           UserError: the newest whole checkpoint is of a newer format, or does not fit.
         """
-        steps = self._directory.steps()
-        for step in reversed(steps):
-            flaw = damage(self._directory, step)
-            _barrier()
+        found = False
+        while (newest := self._newest()) is not None:
+            step, flaw = newest
             if flaw is None:
                 return restore(self._directory, abstract_state, step, batches, verified=True)
             note(f"checkpoint {step} is damaged ({flaw}): falling back to the one before")
             self._set_aside(step)
-        if steps:
+            found = True
+        if found:
             note("no checkpoint is whole: starting from the beginning")
         return None
+
+    def _newest(self) -> tuple[int, str | None] | None:
+        """Returns the newest checkpoint and what is wrong with it; the first process looks for all."""
+        flaw: str | None = "damaged"
+
+        def look() -> tuple[int, int]:
+            nonlocal flaw
+            steps = self._directory.steps()
+            flaw = damage(self._directory, steps[-1]) if steps else None
+            return steps[-1] if steps else -1, int(flaw is None)
+
+        step, good = hosts.of_first(look, 2)
+        return None if step < 0 else (step, None if good else flaw)
 
     def _set_aside(self, step: int) -> None:
         """Moves a damaged checkpoint away: training will come to its step again and needs the name."""
@@ -225,10 +239,8 @@ def restore(
       verified: whether the files have been checked already.
 
     Raises:
-      UserError: the checkpoint is damaged, is of a newer format, does not fit ``abstract_state``, or
-        was written by another number of processes (when ``batches`` is to be set).
+      UserError: the checkpoint is damaged, is of a newer format, or does not fit ``abstract_state``.
     """
-    import grain
     import orbax.checkpoint as ocp
 
     _silence()
@@ -248,17 +260,14 @@ def restore(
             partial_restore=True,
         )
     }
-    if batches is not None:
-        name = f"process_{jax.process_index()}-of-{jax.process_count()}.json"
-        if not (folder / "batches" / name).exists():
-            raise UserError(
-                f"checkpoint {step} of {directory.path} was written by another number of processes"
-            )
-        items["batches"] = grain.checkpoint.CheckpointRestore(batches)
     if misfit := _misfit(folder / "state", abstract_state):
         raise UserError(f"checkpoint {step} of {directory.path} does not fit: {misfit}{_upgrades(record)}")
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
         restored = reader.restore(folder.absolute(), args=ocp.args.Composite(**items))
+    if batches is not None:
+        # A batch is a record and a process reads its rows of each, so all of them were at the same place.
+        position = next((folder / "batches").glob("process_0-of-*.json"))
+        batches.set_state(json.loads(position.read_text(encoding="utf-8")))
     return Restored(step, restored["state"], record)
 
 

@@ -11,9 +11,10 @@ import numpy as np
 from research.data.labelled_text import PreparedLabels
 from research.evaluation.classification import correlations, label_metrics
 from research.objectives.classification import Classification
+from research.scale.hosts import whole
 from research.training.conclusion import Conclusion
 from research.training.experiment import Experiment
-from research.training.program import Functions, share
+from research.training.program import ALL, Functions
 
 
 def conclude(
@@ -26,7 +27,8 @@ def conclude(
     """Measures accuracy, F1 and Matthews correlation, or the correlations of scores."""
     del parts
     report("measuring the validation examples")
-    labels, logits = predictions(experiment, params, prepared.valid_batches(**share()))
+    # Each process by itself: labels and logits are wanted in one place.
+    labels, logits = predictions(experiment, whole(params), prepared.valid_batches(**ALL))
     if prepared.data.task == "score":
         found = correlations(labels, logits[:, 0])
         lines = [f"validation: {_words(found)}"]

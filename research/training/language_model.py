@@ -16,6 +16,7 @@ from research.data.text import PreparedText, TextData
 from research.data.tokenizer import Tokenizer
 from research.inference.sampling import Apply, Decoding, sample
 from research.models.gpt import GPT
+from research.scale.hosts import whole
 from research.training.conclusion import Conclusion
 from research.training.experiment import Experiment
 from research.training.program import Functions, measure, share
@@ -38,7 +39,7 @@ def conclude(
         from research.evaluation import ngram
 
         report("measuring the whole validation text, and baselines on it")
-        found = prepared.metrics(measure(parts, params, prepared.valid_batches(**share())))
+        found = prepared.metrics(measure(parts, params, prepared.valid_batches(**share(parts.mesh))))
         values["validation"] = {f"valid/{name}": value for name, value in found.items()}
         values["baselines"] = ngram.baselines(prepared)
         bits = found["bits_per_byte"]
@@ -50,7 +51,7 @@ def conclude(
     if experiment.samples:
         report(f"drawing {experiment.samples} samples")
         prompts = [""] * experiment.samples
-        samples = continuations(model, params, prepared.tokenizer, prompts, seed=experiment.seed)
+        samples = continuations(model, whole(params), prepared.tokenizer, prompts, seed=experiment.seed)
         values["samples"] = samples
         parsed = ""
         if data.source == "standard-library":
@@ -78,7 +79,7 @@ def evaluate(
         vocabulary = trained.experiment.model.vocabulary
         prepared = data.prepare(vocabulary=vocabulary, tokenizer=trained.tokenizer, report=report)
         stream = prepared.valid
-    batches = prepared.valid_batches(**share())
+    batches = prepared.valid_batches(**share(trained.functions.mesh))
     found = prepared.metrics(measure(trained.functions, trained.params, batches))
     return {
         "run": str(trained.directory.path),

@@ -21,6 +21,7 @@ from research.training.interrupt import Interrupt
 from research.training.metrics import MetricsWriter, Stopwatch, Window
 from research.training.progress import Display
 from research.training.run_directory import RunDirectory, ranking
+from research.training.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from research.training.experiment import Experiment
@@ -50,6 +51,7 @@ def train(
     *,
     display: Display,
     profile: tuple[int, int] | None = None,
+    patience: float | None = None,
 ) -> Outcome:
     """Trains to ``experiment.steps``, from the newest checkpoint of the run if it has one.
 
@@ -64,14 +66,19 @@ def train(
       directory: the run directory, claimed.
       display: shows progress.
       profile: (first, end): steps first to end - 1 are traced into the run directory's folder profile/.
+      patience: seconds without a finished step, evaluation or save after which the process ends with code 4.
 
     Raises:
       NonFiniteError: loss or gradient of a step was not finite; its batch is saved, its update not applied.
       StoppedError: SIGTERM or Ctrl-C; everything is saved.
       UserError: the disk is full, or the checkpoint to go on from does not fit.
     """
-    with Checkpoints(directory, experiment.checkpointing) as checkpoints, Interrupt() as interrupt:
-        loop = _Loop(program, experiment, directory, display, checkpoints, interrupt, profile)
+    with (
+        Watchdog(patience) as watchdog,
+        Checkpoints(directory, experiment.checkpointing) as checkpoints,
+        Interrupt() as interrupt,
+    ):
+        loop = _Loop(program, experiment, directory, display, checkpoints, interrupt, watchdog, profile)
         try:
             with jax.transfer_guard("disallow"):
                 loop.run()
@@ -91,10 +98,12 @@ class _Loop:
         display: Display,
         checkpoints: Checkpoints,
         interrupt: Interrupt,
+        watchdog: Watchdog,
         profile: tuple[int, int] | None,
     ) -> None:
         self.program, self.experiment, self.directory = program, experiment, directory
         self.display, self.checkpoints, self.interrupt = display, checkpoints, interrupt
+        self.watchdog = watchdog
         self.batches = program.batches()
         restored = checkpoints.restore_newest(program.abstract_state, self.batches, display.note)
         record = restored.record if restored else {}
@@ -209,6 +218,7 @@ class _Loop:
     def _collect(self, step: int, batch: dict[str, np.ndarray], metrics: dict[str, jax.Array]) -> None:
         """Takes in the metrics of a step, waiting for it to be done."""
         values = {name: value.item() for name, value in jax.device_get(metrics).items()}
+        self.watchdog.alive(f"taking step {step + 1}")
         if not values.pop("ok", True):
             self._not_finite(step, batch)
         self.window.add(values)
@@ -236,17 +246,20 @@ class _Loop:
 
     def _evaluate(self) -> None:
         """Evaluates the state at hand."""
+        self.watchdog.alive(f"evaluating step {self.step}")
         with self.watch.paused(), jax.transfer_guard("allow"):
             metrics = self.program.evaluate(self.state)
             self.validation = (self.step, metrics)
             self.losses.append(ranking(metrics))
             self.writer.write(self.step, {**metrics, "seconds": self._seconds()})
             self.display.evaluation(self.step, metrics)
+        self.watchdog.alive(f"taking step {self.step + 1}")
 
     def _save(self, validation: dict[str, float]) -> None:
         """Starts to save the state at hand, unless it is saved already."""
         if self.saved == self.step:
             return
+        self.watchdog.alive(f"saving step {self.step}")
         with self.watch.paused(), jax.transfer_guard("allow"):
             record = {
                 "experiment": self.directory.description(),
@@ -256,6 +269,7 @@ class _Loop:
             self.checkpoints.save(self.step, self.state, self.batches, record, validation)
             self.writer.flush()
             self.saved = self.step
+        self.watchdog.alive(f"taking step {self.step + 1}")
 
     def _not_finite(self, step: int, batch: dict[str, np.ndarray]) -> None:
         """Saves the bad batch and raises. The state is that before the step: later steps were no-ops."""

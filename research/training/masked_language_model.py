@@ -17,7 +17,7 @@ from research.errors import UserError
 from research.models.bert import BERT
 from research.training.conclusion import Conclusion
 from research.training.experiment import Experiment
-from research.training.program import Functions, measure, share
+from research.training.program import ALL, Functions, measure, share
 from research.training.trained import Trained
 
 _ROWS = 1 << 10
@@ -38,12 +38,11 @@ def conclude(
         from research.evaluation.gaps import Bigrams, gap_accuracies
 
         report("measuring the whole validation text, and baselines on it")
-        batches = prepared.valid_batches(**share())
-        found = prepared.metrics(measure(parts, params, batches))
+        found = prepared.metrics(measure(parts, params, prepared.valid_batches(**share(parts.mesh))))
         values["validation"] = {f"valid/{name}": value for name, value in found.items()}
         tokenizer = prepared.tokenizer
         bigrams = Bigrams.of(_whole(prepared.train), tokenizer.vocabulary)
-        values["baselines"] = gap_accuracies(bigrams, batches, tokenizer.special)
+        values["baselines"] = gap_accuracies(bigrams, prepared.valid_batches(**ALL), tokenizer.special)
         accuracy = found["accuracy"]
         lines.append(f"masked tokens of the validation text filled right: {accuracy:.2%}; baselines on them:")
         lines += [
@@ -76,7 +75,7 @@ def evaluate(
     else:
         vocabulary = trained.experiment.model.vocabulary
         prepared = data.prepare(vocabulary=vocabulary, tokenizer=tokenizer, report=report)
-    sums = measure(trained.functions, trained.params, prepared.valid_batches(**share()))
+    sums = measure(trained.functions, trained.params, prepared.valid_batches(**share(trained.functions.mesh)))
     return {
         "run": str(trained.directory.path),
         "step": trained.step,

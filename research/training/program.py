@@ -14,6 +14,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from research.objectives.objective import Batch
+from research.scale import hosts
 from research.scale.mesh import make_mesh
 from research.training.adapters import adapters_only, merged, with_adapters
 from research.training.experiment import Experiment
@@ -187,9 +188,14 @@ def _quick_to_compile(mesh: Mesh | AbstractMesh) -> dict[str, int] | None:
     return {"xla_backend_optimization_level": 1} if on_cpu else None
 
 
-def share() -> dict[str, int]:
+ALL = {"process_index": 0, "process_count": 1}
+"""Every row of each batch, as the data's functions take it."""
+
+
+def share(mesh: Mesh) -> dict[str, int]:
     """Returns which share of each batch this process reads, as the data's functions take it."""
-    return {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    index, count = hosts.share(mesh, BATCH[0])
+    return {"process_index": index, "process_count": count}
 
 
 def build(experiment: Experiment, prepared: Prepared, parts: Functions | None = None) -> Program:
@@ -205,7 +211,8 @@ def build(experiment: Experiment, prepared: Prepared, parts: Functions | None = 
     """
     parts = functions(experiment) if parts is None else parts
     place = functools.partial(place_rows, parts.mesh)
-    valid = prepared.valid_batches(limit=experiment.evaluation.batches, **share())
+    own = share(parts.mesh)
+    valid = prepared.valid_batches(limit=experiment.evaluation.batches, **own)
     shapes = {name: array.shape for name, array in parts.abstract_batch.items()}
 
     def evaluate(state: State) -> dict[str, float]:
@@ -217,7 +224,7 @@ def build(experiment: Experiment, prepared: Prepared, parts: Functions | None = 
         abstract_state=parts.abstract_state,
         init=parts.init,
         step=parts.step,
-        batches=lambda: prepared.train_batches(seed=experiment.seed, **share()),
+        batches=lambda: prepared.train_batches(seed=experiment.seed, **own),
         place=place,
         evaluate=evaluate,
         diagnose=diagnosis(parts.gradient, experiment.seed if experiment.model.dropout > 0.0 else None),
@@ -234,12 +241,16 @@ def rows_sharding(mesh: Mesh | AbstractMesh, shape: tuple[int, ...]) -> NamedSha
 
 
 def place_rows(mesh: Mesh, batch: dict[str, np.ndarray]) -> Batch:
-    """Returns this process's rows of a batch as global arrays on the devices."""
+    """Returns this process's rows of a batch (its ``share``) as global arrays on the devices."""
     shardings = {name: rows_sharding(mesh, rows.shape) for name, rows in batch.items()}
     if jax.process_count() == 1:
         return jax.device_put(batch, shardings)
+    _, count = hosts.share(mesh, BATCH[0])
     return {
-        name: jax.make_array_from_process_local_data(shardings[name], rows) for name, rows in batch.items()
+        name: jax.make_array_from_process_local_data(
+            shardings[name], rows, (rows.shape[0] * count, *rows.shape[1:])
+        )
+        for name, rows in batch.items()
     }
 
 

@@ -37,7 +37,9 @@ def evaluate(trained: Trained, *, report: Callable[[str], None]) -> dict[str, An
     experiment = trained.experiment
     prepared = experiment.data.prepare(vocabulary=experiment.model.vocabulary, report=report)
     assert isinstance(prepared, PreparedTask)
-    found = prepared.metrics(measure(trained.functions, trained.params, prepared.valid_batches(**share())))
+    found = prepared.metrics(
+        measure(trained.functions, trained.params, prepared.valid_batches(**share(trained.functions.mesh)))
+    )
     return {
         "run": str(trained.directory.path),
         "step": trained.step,

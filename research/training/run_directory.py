@@ -18,6 +18,7 @@ import fcntl
 import json
 import math
 import os
+import re
 import socket
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -147,9 +148,23 @@ def higher_is_better(metric: str) -> bool:
     return "accuracy" in metric or metric.startswith("test/")
 
 
+def run_path(path: Path | str) -> Path:
+    """Returns the path of a run directory; ``UserError`` if it is that of a bucket, such as gs://bucket/run.
+
+    A run is locked, appended to and renamed: what a file system does and an object store does not.
+    """
+    if found := re.match(r"([a-z][a-z0-9+]+):/+([^/]+)", str(path)):
+        bucket = found.group(2)
+        raise UserError(
+            f"{path}: a run directory lies in a file system; mount the bucket (gcsfuse --implicit-dirs"
+            f" {bucket} /mnt/{bucket}) and name the directory there"
+        )
+    return Path(path)
+
+
 def open_run(path: Path | str) -> RunDirectory:
     """Returns a run directory for reading; ``UserError`` if there is none at that path."""
-    directory = RunDirectory(Path(path))
+    directory = RunDirectory(run_path(path))
     if not directory.path.is_dir():
         raise UserError(f"no run directory at {directory.path}")
     if not directory.experiment.exists():
@@ -173,7 +188,7 @@ def claim(path: Path | str, description: dict[str, Any], *, primary: bool = True
       UserError: the directory is in use, was made by another experiment, is something else altogether, or
         cannot be written.
     """
-    directory = RunDirectory(Path(path), primary)
+    directory = RunDirectory(run_path(path), primary)
     if not primary:
         yield directory
         return

@@ -17,6 +17,7 @@ from research.objectives.classification import Classification
 from research.objectives.masked_lm import MaskedLM
 from research.objectives.recall import Recall
 from research.objectives.translation import Translation
+from research.scale.hosts import agreed
 from research.scale.mesh import make_mesh
 from research.training import classification, language_model, masked_language_model, recall, translation
 from research.training.conclusion import Conclusion
@@ -68,6 +69,7 @@ def run(
     directory: Path,
     *,
     profile: tuple[int, int] | None = None,
+    patience: float | None = None,
     report: Callable[[str], None] = lambda message: None,
 ) -> Result:
     """Trains an experiment in a run directory, or goes on with the run that is there.
@@ -76,6 +78,7 @@ def run(
       experiment: what to train.
       directory: run directory; made if it is not there.
       profile: (first, end) steps to trace.
+      patience: seconds without a finished step after which the process ends with code 4 (see ``Watchdog``).
       report: receives messages.
 
     Raises:
@@ -83,22 +86,25 @@ def run(
         the run directory is in use or of another experiment, the disk is full, or the loss is not finite.
       StoppedError: SIGTERM or Ctrl-C; everything is saved.
     """
-    sharding = experiment.sharding
-    mesh = make_mesh(sharding.data, sharding.fsdp, sharding.tensor, sharding.sequence)
-    validate(experiment, mesh.shape)
     # Everything the user can still get wrong comes before the run directory: a mistake leaves none behind.
-    prepared = experiment.data.prepare(vocabulary=experiment.model.vocabulary, report=report)
-    parts = functions(experiment, mesh)
-    program = build(experiment, prepared, parts)
-    program.batches()
+    with agreed():
+        sharding = experiment.sharding
+        mesh = make_mesh(sharding.data, sharding.fsdp, sharding.tensor, sharding.sequence)
+        validate(experiment, mesh.shape)
+        prepared = experiment.data.prepare(vocabulary=experiment.model.vocabulary, report=report)
+        parts = functions(experiment, mesh)
+        program = build(experiment, prepared, parts)
+        program.batches()
     if experiment.initial is not None:
         program = dataclasses.replace(program, init=lambda: warm_start(experiment, parts.init(), report))
-    with claim(directory, to_json(experiment), primary=jax.process_index() == 0) as owned:
-        owned.keep(prepared.files())
-        with contextlib.ExitStack() as stack:
-            # One process speaks for all.
-            stream = sys.stderr if owned.primary else stack.enter_context(open(os.devnull, "w"))
-            outcome = train(program, experiment, owned, display=Display(stream), profile=profile)
+    with contextlib.ExitStack() as stack:
+        with agreed():
+            primary = jax.process_index() == 0
+            owned = stack.enter_context(claim(directory, to_json(experiment), primary=primary))
+            owned.keep(prepared.files())
+        # One process speaks for all.
+        display = Display(sys.stderr if primary else stack.enter_context(open(os.devnull, "w")))
+        outcome = train(program, experiment, owned, display=display, profile=profile, patience=patience)
         params, validation = outcome.state.evaluated, outcome.validation
         if experiment.evaluation.patience is not None:
             params, validation = best_of(owned, experiment, parts)

@@ -85,7 +85,7 @@ def _restored(directory: RunDirectory, experiment: Experiment, parts: Functions,
 def _functions_here(experiment: Experiment) -> Functions:
     """Returns the functions on the devices that are here (as many as divide the batch)."""
     rows = experiment.data.batch // experiment.accumulate
-    mesh = make_mesh(devices=jax.devices()[: math.gcd(len(jax.devices()), rows)])
+    mesh = make_mesh(devices=jax.local_devices()[: math.gcd(jax.local_device_count(), rows)])
     try:
         return functions(dataclasses.replace(experiment, sharding=Sharding("fsdp")), mesh)
     except UserError:  # a width that does not divide

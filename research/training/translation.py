@@ -12,6 +12,7 @@ from research.inference.beam import Beam
 from research.inference.translate import Translator
 from research.models.seq2seq import Seq2Seq
 from research.models.transformer import Transformer
+from research.scale.hosts import whole
 from research.training.conclusion import Conclusion
 from research.training.experiment import Experiment
 from research.training.program import Functions
@@ -40,7 +41,9 @@ def conclude(
     if experiment.samples and "valid" in text.splits():
         report(f"translating {experiment.samples} validation sentences")
         pairs = [pair for pair, _ in zip(text.pairs("valid"), range(experiment.samples), strict=False)]
-        found = translator(experiment.model, params, prepared.tokenizer).translate(pair[0] for pair in pairs)
+        found = translator(experiment.model, whole(params), prepared.tokenizer).translate(
+            pair[0] for pair in pairs
+        )
         names = ("source", "reference", "translation")
         values["samples"] = [
             dict(zip(names, (*pair, best[0].text), strict=True))

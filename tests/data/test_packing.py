@@ -116,6 +116,12 @@ def test_global_batches_do_not_depend_on_the_number_of_processes(processes):
         {k: np.concatenate([s[k] for s in step]) for k in step[0]} for step in zip(*shares, strict=True)
     ]
     assert_same(joined, whole)
+    # The position counts whole batches: another number of processes goes on from it.
+    last = train_batches(STREAM, **SHAPE, process_index=processes - 1, process_count=processes)
+    take(last, 7)
+    alone = train_batches(STREAM, **SHAPE)
+    alone.set_state(last.get_state())
+    assert_same(take(alone, 3), whole[7:10])
     valid = [
         valid_batches(STREAM, length=8, batch=4, process_index=p, process_count=processes)
         for p in range(processes)

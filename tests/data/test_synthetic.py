@@ -69,6 +69,13 @@ def test_processes_share_each_batch():
         next(prepared.train_batches(seed=0, process_index=i, process_count=2))["tokens"] for i in range(2)
     ]
     assert (np.concatenate(halves) == whole).all()
+    # The position counts whole batches: any number of processes goes on from it.
+    half = prepared.train_batches(seed=0, process_index=1, process_count=2)
+    next(half)
+    alone, straight = (prepared.train_batches(seed=0, **ONE) for _ in range(2))
+    alone.set_state(half.get_state())
+    next(straight)
+    assert (next(alone)["tokens"] == next(straight)["tokens"]).all()
     with pytest.raises(UserError, match="a batch of 16 does not divide over 3 processes"):
         prepared.train_batches(seed=0, process_index=0, process_count=3)
 

@@ -101,9 +101,7 @@ def test_reversing_a_sequence_is_learned_whole(name):
     texts = [" ".join(words[rng.integers(0, 3, rng.integers(2, 6))]) for _ in range(600)]
     backwards = [" ".join(reversed(text.split())) for text in texts]
     pairs = TokenPairs.of(encode(tokenizer(), texts), encode(tokenizer(), backwards), 0)
-    batches = PairBatches(
-        pairs, plan(pairs.widths(), count=1, tokens=384, multiple=8), seed=0, rows=slice(None)
-    )
+    batches = PairBatches(pairs, plan(pairs.widths(), count=1, tokens=384, multiple=8), seed=0)
     width = {"width": 32}
     model = (
         Seq2Seq(vocabulary=260, layers=1, dropout=0.0, **width)

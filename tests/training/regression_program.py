@@ -6,10 +6,15 @@ It has what a GPT's program has (a sharded state, a donated step, a Grain iterat
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import functools
+import json
+import os
 import sys
 import time
+import traceback
+import zlib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from research.errors import StoppedError, UserError
+from research.errors import LostError, StoppedError, UserError
+from research.scale import hosts
 from research.training import loop, run_directory
 from research.training.experiment import Checkpointing, Evaluation, Experiment
 from research.training.progress import Display
@@ -50,11 +56,17 @@ def example(index: int) -> dict[str, np.ndarray]:
 
 
 def build(
-    devices: int = 1, bad_step: int | None = None, pause: float = 0.0, ballast: int = 1
+    devices: int = 1,
+    bad_step: int | None = None,
+    pause: float = 0.0,
+    ballast: int = 1,
+    hang: int | None = None,
+    record: Path | None = None,
 ) -> SimpleNamespace:
     """A program over ``devices``; the batch of ``bad_step`` holds a NaN; every batch takes ``pause`` seconds.
 
-    Eight times ``ballast`` floats of noise make the state as large as a test needs.
+    Eight times ``ballast`` floats of noise make the state as large as a test needs; the batch of step
+    ``hang`` never comes; ``record`` is a folder for what rows each process trains on.
     """
     mesh = jax.make_mesh((devices,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     rows, whole = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
@@ -88,6 +100,8 @@ def build(
         def corrupt(index: int) -> dict[str, np.ndarray]:
             if pause and index % 8 == 0:
                 time.sleep(pause)  # stands for the work of a longer step
+            if hang and index // 8 == hang - 1:
+                time.sleep(600)  # stands for a step that never ends
             found = example(index)
             if bad_step and index // 8 == bad_step - 1:
                 found["x"][3] = np.nan
@@ -110,7 +124,7 @@ def build(
         init=jax.jit(init, out_shardings=shardings),
         step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)),
         batches=batches,
-        place=functools.partial(place, rows),
+        place=functools.partial(place, rows, record),
         evaluate=evaluate,
         diagnose=diagnose,
         tokens_per_step=8,
@@ -119,10 +133,13 @@ def build(
     )
 
 
-def place(sharding: NamedSharding, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Puts this process's rows of a batch on its devices."""
-    count, index = jax.process_count(), jax.process_index()
+def place(sharding: NamedSharding, record: Path | None, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """Puts this process's rows of a batch on its devices; writes down which they are, a line for a step."""
+    index, count = hosts.share(sharding.mesh, ("data",))
     mine = {name: np.split(rows, count)[index] for name, rows in batch.items()}
+    if record:
+        with open(record / f"rows-{os.getpid()}.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps([zlib.crc32(row.tobytes()) for row in mine["x"]]) + "\n")
     return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in mine.items()}
 
 
@@ -142,7 +159,10 @@ def experiment(
 def run(path: Path, program: Any, description: Experiment, **options: Any) -> loop.Outcome:
     """Claims the directory and trains, as the command does."""
     primary = jax.process_index() == 0
-    with run_directory.claim(path, dataclasses.asdict(description), primary=primary) as directory:
+    with contextlib.ExitStack() as stack:
+        with hosts.agreed():
+            claimed = run_directory.claim(path, dataclasses.asdict(description), primary=primary)
+            directory = stack.enter_context(claimed)
         return loop.train(program, description, directory, **{"display": Display(), **options})
 
 
@@ -152,6 +172,15 @@ def _scalar(dtype: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
 
 def _reads() -> grain.ReadOptions:
     return grain.ReadOptions(num_threads=0)
+
+
+def complain(error: BaseException) -> int:
+    """Says what went wrong and returns the exit code, as the command does."""
+    if isinstance(error, (UserError, StoppedError, LostError)):
+        print(error, file=sys.stderr)
+        return error.exit_code
+    traceback.print_exception(error)
+    return 1
 
 
 def main() -> int:
@@ -166,10 +195,11 @@ def main() -> int:
     parser.add_argument("--ballast", type=int, default=1)
     parser.add_argument("--rank", type=int, help="index of this process, of two")
     parser.add_argument("--port", type=int)
+    parser.add_argument("--hang", type=int, help="step whose batch never comes, in the process of rank 1")
+    parser.add_argument("--record", type=Path, help="folder for the rows that each process trains on")
     arguments = parser.parse_args()
     if arguments.rank is not None:
-        jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        jax.distributed.initialize(f"localhost:{arguments.port}", 2, arguments.rank)
+        hosts.join(f"localhost:{arguments.port}", 2, arguments.rank)
     elif arguments.devices > 1:
         jax.config.update("jax_num_cpu_devices", arguments.devices)
     if arguments.limit:
@@ -177,14 +207,20 @@ def main() -> int:
 
         resource.setrlimit(resource.RLIMIT_FSIZE, (arguments.limit, arguments.limit))
     try:
-        program = build(arguments.devices, pause=arguments.pause, ballast=arguments.ballast)
-        outcome = run(
-            arguments.path, program, experiment(arguments.steps, arguments.save), display=Display(every=0.0)
-        )
+        with hosts.together(complain):
+            program = build(
+                arguments.devices,
+                pause=arguments.pause,
+                ballast=arguments.ballast,
+                hang=arguments.hang if arguments.rank else None,
+                record=arguments.record,
+            )
+            description = experiment(arguments.steps, arguments.save)
+            options = {"display": Display(every=0.0), "patience": 12.0 if arguments.hang else None}
+            outcome = run(arguments.path, program, description, **options)
+            total = float(jnp.sum(outcome.state.params["w"]))
     except (UserError, StoppedError) as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    total = float(jnp.sum(outcome.state.params["w"]))
+        return complain(error)
     print(f"w {total.hex()} steps {outcome.step}")
     return 0
 
