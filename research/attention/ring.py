@@ -125,7 +125,8 @@ def _backward(
         def block(place: Place, carry: Any) -> Any:
             return work.gradients_of(place, d_out, turned, lse, delta, carry)
 
-        d_q, d_k, d_v, _ = work.each_block(block, (d_q, *zero_kv, []))
+        carry: Any = d_q, *zero_kv, []
+        d_q, d_k, d_v, _ = work.each_block(block, carry)
         return d_q, [d_k, d_v]
 
     def step(_: Any, carry: Any) -> Any:

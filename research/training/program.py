@@ -105,6 +105,7 @@ def functions(experiment: Experiment, mesh: Mesh | AbstractMesh | None = None) -
     if mesh is None:
         sharding = experiment.sharding
         mesh = make_mesh(sharding.data, sharding.fsdp, sharding.tensor, sharding.sequence)
+    mesh = cast(Mesh, mesh)  # an abstract one does as long as nothing is compiled
     model, objective = experiment.model, experiment.objective
     module = model.build()
     schedule = experiment.schedule.build(experiment.steps)
@@ -151,7 +152,7 @@ def functions(experiment: Experiment, mesh: Mesh | AbstractMesh | None = None) -
         for name, (shape, dtype) in experiment.data.shapes().items()
     }
     return Functions(
-        mesh=cast(Mesh, mesh),  # an abstract one does as long as nothing is computed
+        mesh=mesh,
         apply=apply,
         abstract_state=abstract,
         abstract_batch=batch,
