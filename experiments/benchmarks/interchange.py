@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -44,9 +43,12 @@ def write(model: str, directory: Path) -> None:
     Tokenizer.train_bpe(["Some text."], 260).save(directory / "tokenizer.json")
 
 
-def peak() -> int:
-    """Returns the highest resident memory of this process so far, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def resident(which: str) -> int:
+    """Returns the resident memory of this process, in bytes: "VmRSS" now, "VmHWM" the highest so far."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(which):
+            return int(line.split()[1]) * 1024
+    raise SystemExit("needs Linux: /proc/self/status says how much memory was used")
 
 
 def import_(place: Path) -> Callable[[], None]:
@@ -97,9 +99,11 @@ WORK = {"import": import_, "load": load, "export": export, "transformers load": 
 def child(name: str, place: Path) -> None:
     """Does one piece of work and prints its cost."""
     work = WORK[name](place)
-    before, begin = peak(), time.perf_counter()
+    Path("/proc/self/clear_refs").write_text("5")  # the highest so far is from now on
+    before, begin = resident("VmRSS"), time.perf_counter()
     work()
-    print(json.dumps({"seconds": time.perf_counter() - begin, "bytes": peak() - before}))
+    seconds = time.perf_counter() - begin
+    print(json.dumps({"seconds": seconds, "bytes": resident("VmHWM") - before}))
 
 
 def in_a_process(name: str, place: Path) -> dict[str, float]:
@@ -111,29 +115,32 @@ def in_a_process(name: str, place: Path) -> dict[str, float]:
 
 def sampling(place: Path, batch: int, tokens: int, rounds: int) -> dict[str, float]:
     """Returns tokens per second of both, by turns."""
+    import jax
+    import jax.numpy as jnp
     import numpy as np
     import torch
     import transformers
 
     import research
-    from research.inference.sampling import Decoding, sample
+    from research.inference.sampling import Decoding, sampler
 
     run = research.load(place / "run")
     peer = transformers.GPT2LMHeadModel.from_pretrained(place / "checkpoint", dtype=torch.float32).eval()
     prompts = np.random.default_rng(0).integers(1, run.model.vocabulary, (batch, PROMPT))
-    apply, greedy = run.model.build().apply, Decoding(temperature=0.0)
+    generate = sampler(
+        run.model.build().apply, run.model.empty_cache,
+        tokens=tokens, how=Decoding(temperature=0.0), stop=(),
+    )  # fmt: skip
+    placed, lengths = jnp.asarray(prompts, jnp.int32), jnp.full(batch, PROMPT, jnp.int32)
 
     def ours() -> Any:
-        return sample(
-            apply, run.params, run.model.empty_cache, prompts.tolist(),
-            context=run.model.context, tokens=tokens, how=greedy,
-        )  # fmt: skip
+        return np.asarray(generate(run.params, placed, lengths, jax.random.key(0))).tolist()
 
     def other() -> Any:
         with torch.no_grad():
             return peer.generate(
                 torch.from_numpy(prompts), attention_mask=torch.ones(batch, PROMPT, dtype=torch.long),
-                max_new_tokens=tokens, do_sample=False, eos_token_id=-1, pad_token_id=0,
+                max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, pad_token_id=0,
             )[:, PROMPT:].tolist()  # fmt: skip
 
     same = ours() == other()

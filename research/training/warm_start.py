@@ -24,13 +24,10 @@ from research.training.run_directory import open_run
 from research.training.state import State
 from research.training.trained import load
 
-_STACKED_INPUT = (r"^input/position_embedding/", "position_embedding/")
 RENAMED: dict[tuple[type, type], tuple[tuple[str, str], ...]] = {
     (BERT, Classifier): ((r"^", "bert/"),),
     (GPT, Transformer): ((r"^stack/", "decoder/"), (r"^final_norm/", "decoder_norm/")),
     (BERT, Transformer): ((r"^stack/", "encoder/"), (r"^final_norm/", "encoder_norm/")),
-    (BERT, GPT): (_STACKED_INPUT,),
-    (GPT, BERT): ((r"^position_embedding/", "input/position_embedding/"),),
 }
 """Where the parameters of one kind of model lie in another, by (the run's, the new one)."""
 _VOCABULARY = re.compile(r"(^|/)(token_embedding/table|token_head/bias|head/kernel|head_bias)$")

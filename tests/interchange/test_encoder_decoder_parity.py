@@ -27,6 +27,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # of thir
 def peers():
     with warnings.catch_warnings(action="ignore"):
         torch = pytest.importorskip("torch", reason="needs the extra 'peers'")
+        torch.set_num_threads(1)  # the models are tiny
         return torch, pytest.importorskip("transformers", reason="needs the extra 'peers'")
 
 

@@ -43,7 +43,9 @@ def made(name, torch, transformers):
         model = transformers.GPT2LMHeadModel(config)
     elif name == "qwen3":
         model = transformers.Qwen3ForCausalLM(
-            transformers.Qwen3Config(**SIZES, tie_word_embeddings=True, rms_norm_eps=1e-2, **ends)
+            transformers.Qwen3Config(
+                **{**SIZES, "head_dim": 8}, tie_word_embeddings=True, rms_norm_eps=1e-2, **ends
+            )
         )
     else:
         model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES, rope_theta=5000.0, **ends))
