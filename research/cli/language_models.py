@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from research.cli import masked_language_models, translation
+from research.cli import alignment, masked_language_models, translation
 from research.cli.command import message
 from research.errors import UserError
 
@@ -20,11 +21,17 @@ class Evaluate:
     """Measures a run: a language model on its validation text, or on all of another text (--data.path P; with
     --data.split documents or tail, on the part of it that training would hold out); a translation model on
     its test sets, or on two files (--data.source S --data.target T). With --task blimp, a language model on
-    minimal pairs (--data.path FILE)."""
+    minimal pairs (--data.path FILE). With --task alignment, links of words."""
 
     task: str | None = None
-    """"blimp": the share of minimal pairs whose grammatical sentence the model finds likelier."""
-
+    """"blimp": the share of minimal pairs whose grammatical sentence the model finds likelier. "alignment":
+    precision, recall and error rate of a file of links (in place of RUN) or of a trained aligner, against
+    --gold."""
+    gold: str | None = None
+    """File of gold links for --task alignment: i-j sure, ipj possible, from 1, a line for each sentence pair; or
+    lines of NUMBER i j [S|P]."""
+    pictures: str | None = None
+    """Directory to draw alignments in, beside the gold links, those with most errors first."""
     checkpoint: str = "best"
     """Checkpoint to load: best (lowest validation loss), newest, or a step."""
     beam: int = 5
@@ -74,6 +81,9 @@ def evaluate(target: str, options: Evaluate, overrides: Mapping[str, str]) -> No
     from research.training.overrides import override
     from research.training.trained import load
 
+    if options.task == "alignment" or (Path(target) / "aligner.json").is_file():
+        alignment.evaluate(target, options.gold, options.pictures, overrides, as_json=options.json)
+        return
     trained = load(target, options.checkpoint)
     if isinstance(trained.experiment.objective, Translation):
         beam = Beam(options.beam, options.length_penalty)
