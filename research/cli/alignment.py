@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Align:
-    """Aligns the words of two files of tokenised sentences, line by line: links i-j, counted from 0. It learns
-    from these files, or, with --run RUN, uses what --out RUN saved."""
+    """Aligns the words of two files of tokenised sentences, line by line: links i-j, counted from 0. It
+    learns from these files, or, with --run RUN, uses what --out RUN saved."""
 
     model: str = "joint"
     """joint (both directions trained to agree), or, each direction apart: model1, model2, diagonal, hmm,

@@ -28,8 +28,8 @@ class Evaluate:
     precision, recall and error rate of a file of links (in place of RUN) or of a trained aligner, against
     --gold."""
     gold: str | None = None
-    """File of gold links for --task alignment: i-j sure, ipj possible, from 1, a line for each sentence pair; or
-    lines of NUMBER i j [S|P]."""
+    """File of gold links for --task alignment: i-j sure, ipj possible, from 1, a line for each sentence pair;
+    or lines of NUMBER i j [S|P]."""
     pictures: str | None = None
     """Directory to draw alignments in, beside the gold links, those with most errors first."""
     checkpoint: str = "best"

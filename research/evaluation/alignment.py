@@ -65,7 +65,7 @@ def alignment_score(links: Sequence[Collection[Link]], gold: Sequence[Gold]) -> 
 def parse_links(
     lines: Iterable[str], name: str, lengths: Sequence[tuple[int, int]] | None = None
 ) -> list[set[Link]]:
-    """Reads links as ``headway align`` writes them: a line of ``i-j`` or ``i-j:probability``, from 0, for each
+    """Reads links as ``headway align`` writes them: ``i-j`` or ``i-j:probability``, from 0, a line for each
     sentence pair.
 
     Args:

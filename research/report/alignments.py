@@ -102,8 +102,8 @@ def write_pictures(
     drawn = [k for k in order if max(len(source[k]), len(target[k])) <= 60][:most]
     parts = [
         paragraph(
-            f"Precision {100 * score.precision:.2f} %, recall {100 * score.recall:.2f} %, alignment error rate "
-            f"{100 * score.aer:.2f} %: {score.links:,} links in {len(links):,} sentence pairs. The "
+            f"Precision {100 * score.precision:.2f} %, recall {100 * score.recall:.2f} %, alignment error "
+            f"rate {100 * score.aer:.2f} %: {score.links:,} links in {len(links):,} sentence pairs. The "
             f"{len(drawn)} with most errors are drawn. Rows are source words, columns target words."
         ),
         table(

@@ -20,7 +20,8 @@ from research.statistical.directional import Decision, Direction, links_of
 from research.statistical.symmetrization import SYMMETRIZATIONS, Link
 
 MODELS = ("joint", *directional.SCHEDULES, *fertility.SCHEDULES)
-"""What can align: both directions trained to agree, or each by itself with a model of ``directional`` or ``fertility``."""
+"""What can align: both directions trained to agree, or each by itself, with a model of ``directional`` or of
+``fertility``."""
 
 Report = Callable[[str], None]
 

@@ -101,7 +101,7 @@ class Batch(NamedTuple):
 
 
 def encode(sentences: Sequence[Sequence[str]], words: Sequence[str] = ()) -> Side:
-    """Numbers the words of ``sentences``: those of ``words`` by place, others in order of first occurrence."""
+    """Numbers the words of ``sentences``: those of ``words`` by place, others in order of occurrence."""
     ids = {word: number for number, word in enumerate(words)}
     tokens = [ids.setdefault(word, len(ids)) for sentence in sentences for word in sentence]
     starts = np.zeros(len(sentences) + 1, np.int64)

@@ -1,8 +1,8 @@
-"""Training the aligner's models on a bitext, and what they say of other text: tables of plain arrays in between.
+"""Training the aligner's models on a bitext, and what they say of other text; in between, tables of arrays.
 
 The name of a table begins with what its first axis counts: "entries" (word pairs that co-occur), "source" or
-"target" words, or "other". Tables move to another bitext by that: a row for each of its own entries and words,
-of zeros where training has not seen them.
+"target" words, or "other". Tables move to another bitext by that: a row for each of its own entries and
+words, of zeros where training has not seen them.
 """
 
 from __future__ import annotations

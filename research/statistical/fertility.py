@@ -1,7 +1,7 @@
-"""Models with fertilities: Models 3 and 4 of Brown et al. (1993), with word classes as Och & Ney (2003) have them.
+"""Models with fertilities: Models 3 and 4 of Brown et al. (1993), with the word classes of Och & Ney (2003).
 
-Every source word e_i first says how many target words it makes, its fertility phi_i; the words are chosen, and
-then placed:
+Every source word e_i first says how many target words it makes, its fertility phi_i; the words are chosen,
+and then placed:
 
     P(f, a | e) = C(J - phi_0, phi_0) p0^(J - 2 phi_0) p1^phi_0
                   prod_i phi_i! n(phi_i | e_i)  prod_j t(f_j | e_{a_j})  prod_{j: a_j > 0} d(j | ...)
@@ -280,7 +280,7 @@ def _with_pegged(
     scores: Scores, best: Int[np.ndarray, "B J"], candidates: Candidates, cutoff: float
 ) -> Candidates:
     """Returns alignments with those near the best one for each link, none of them twice."""
-    B, positions, J = scores.links.shape
+    _, positions, J = scores.links.shape
     found = [candidates]
     for j in range(J):
         for i in range(positions):

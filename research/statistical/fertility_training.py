@@ -1,4 +1,4 @@
-"""Training one direction of a model with fertilities, and deciding by it: batches over the cores of a machine."""
+"""Training one direction of a model with fertilities, and deciding by it, batches shared out to the cores."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ from research.statistical.word_classes import word_classes
 
 Counted = Sequence[tuple[Distortion, Any, int]]
 Report = Callable[[str], None]
+DEFAULT = Fertility()
 CLASSES = 50
 """Word classes of each side."""
 
@@ -37,7 +38,7 @@ CLASSES = 50
 def learn_classes(
     bitext: Bitext, number: int = CLASSES
 ) -> tuple[Int32[np.ndarray, " source_words"], Int32[np.ndarray, " target_words"]]:
-    """Returns learnt classes of the words of both sides; class 0 is the one of most words, so of most others."""
+    """Returns learnt classes of the words of both sides; class 0 is the one of most words."""
     learnt = []
     for side in (bitext.source, bitext.target):
         found = word_classes(side, number)
@@ -52,7 +53,7 @@ def train(
     lexical: tuple[Float64[np.ndarray, " entries"], Float64[np.ndarray, " target_words"]],
     schedule: Sequence[Stage],
     classes: Classes,
-    settings: Fertility = Fertility(),
+    settings: Fertility = DEFAULT,
     *,
     report: Report = lambda message: None,
 ) -> tuple[Model, Decision]:
@@ -94,10 +95,10 @@ def train(
 
 
 def decide(direction: Direction, model: Model, chosen: Int[np.ndarray, " tokens"]) -> Decision:
-    """Returns the best alignments that climbing from ``chosen`` finds (-1: the empty word), and posteriors."""
+    """Returns the alignments that climbing from ``chosen`` (-1: the empty word) finds, and posteriors."""
     side, bitext = _generated(direction), direction.bitext
     found = Decision(np.zeros(len(side.tokens), np.int32), np.zeros(len(bitext.cells), np.float16))
-    for block, pairs, expectation in _expectations(direction, model, chosen + 1, []):
+    for block, _, expectation in _expectations(direction, model, chosen + 1, []):
         _keep(direction, block, expectation.best - 1, found.chosen)
         links = expectation.links[:, 1:].transpose((0, 2, 1) if direction.backward else (0, 1, 2))
         inside = cell_mask(bitext, block)[:, : links.shape[1], : links.shape[2]]

@@ -1,4 +1,4 @@
-"""Alignments a step away from one, all at once, and the climb to where none is better (Brown et al., 1993, 4.5).
+"""Alignments a step from one, all at once, and the climb to where none is better (Brown et al., 1993, 4.5).
 
 An alignment gives each target word j the source position a_j that it comes from, 0 for the empty word; the
 words that come from position i are its *cept*. A *move* gives one word another position, a *swap* exchanges

@@ -1,7 +1,7 @@
 """Word classes by exchange clustering (Kneser & Ney, 1993; Martin, Liermann & Ney, 1998).
 
-Classes C(w) are chosen so that a class bigram model finds the text likely, P(w | v) = p(w | C(w)) p(C(w) | C(v)).
-With h(n) = n log n, what depends on the classes is
+Classes C(w) are chosen so that a class bigram model finds the text likely,
+P(w | v) = p(w | C(w)) p(C(w) | C(v)). With h(n) = n log n, what depends on the classes is
 
     F = sum_{c, d} h(N(c, d)) - 2 sum_c h(N(c))
 

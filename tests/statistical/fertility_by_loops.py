@@ -1,7 +1,7 @@
 """Models 3 and 4 as the textbook has them: one alignment at a time, dictionaries, double precision.
 
-Alignments are tuples of source positions, one for each target word, 0 for the empty word. Tables are functions
-or dictionaries; what a dictionary lacks has the probability FLOOR.
+Alignments are tuples of source positions, one for each target word, 0 for the empty word. What a table lacks
+has the probability FLOOR.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def neighbours(a, I):  # noqa: E741
     for i in range(I + 1):
         for j in range(len(a)):
             if i != a[j]:
-                yield a[:j] + (i,) + a[j + 1 :]
+                yield (*a[:j], i, *a[j + 1 :])
     for j, k in itertools.combinations(range(len(a)), 2):
         if a[j] != a[k]:
             b = list(a)
@@ -118,7 +118,7 @@ def maximise(counts, smoothing, share, width):
     """
     tables = {}
     totals = collections.Counter()
-    for (word, given), count in counts["t"].items():
+    for (_, given), count in counts["t"].items():
         totals[given] += count
     tables["t"] = {key: count / totals[key[1]] for key, count in counts["t"].items()}
     words = {word for _, word in counts["n"]}

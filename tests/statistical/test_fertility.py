@@ -25,7 +25,11 @@ from research.statistical.fertility_training import longest_sources, train
 from research.statistical.neighbourhood import Candidates, climb, neighbours, pairs_of
 
 SOURCE = [*dictionaries.SOURCE, ["a", "house", "the", "house", "the", "flower", "and", "a"], ["flower"]]
-TARGET = [*dictionaries.TARGET, ["la", "maison", "la", "la", "fleur", "et", "une", "une", "une"], ["la", "la", "la", "la", "la"]]
+TARGET = [
+    *dictionaries.TARGET,
+    ["la", "maison", "la", "la", "fleur", "et", "une", "une", "une"],
+    ["la", "la", "la", "la", "la"],
+]
 P1 = 0.1
 KINDS = {
     "model3": (Absolute(smoothing=0.1), loops.events3),
@@ -146,7 +150,7 @@ def check_steps(steps, k, e, f, a, probability):
         if i > len(e) or j >= J or a[j] == i:
             assert gain == -np.inf
         else:
-            check_gain(gain, probability(a[:j] + (i,) + a[j + 1 :]) / now)
+            check_gain(gain, probability((*a[:j], i, *a[j + 1 :])) / now)
     for gain, x, y in zip(steps.swaps[k], *pairs_of(steps.moves.shape[2]), strict=True):
         if y >= J or a[x] == a[y]:
             assert gain == -np.inf
@@ -208,7 +212,7 @@ def test_training_is_the_dictionaries(direction, kind):
         loops.add(counts, e, f, a, 1.0, events, names)
     now = loops.maximise(counts, 2.0, 0.1, width)
     totals = loops.collections.Counter()
-    for (word, given), p in tables["t"].items():
+    for (_, given), p in tables["t"].items():
         totals[given] += p
     now["t"] = {key: p / totals[key[1]] for key, p in tables["t"].items()}
     best = start
@@ -234,7 +238,7 @@ def start_of(pairs):
 
 def check_tables(trained, expected, direction):
     bitext, parameters = direction.bitext, trained.parameters
-    given, words = direction.entry_word()
+    given, _ = direction.entry_word()
     made = (bitext.source if direction.backward else bitext.target).words
     e_words = (bitext.target if direction.backward else bitext.source).words
     other = bitext.entry_source if direction.backward else bitext.entry_target
