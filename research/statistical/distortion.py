@@ -1,8 +1,8 @@
 """Where the words of a cept are placed: the part in which Models 3 and 4 differ (Brown et al., 1993).
 
-Each is a description. ``layout`` makes a table for a bitext read in one direction, one probability after the
-other; ``codes`` says which of them an alignment uses, one for each word that is not the empty word's;
-``normalise`` turns counts into the table. Words of the empty word take the places that are left over, in any
+Each is a description. ``layout`` says how its table lies for a bitext read in one direction, one probability
+after the other; ``log_probability`` and ``count`` are of words of alignments that are not the empty word's;
+``normalise`` turns counts into a table. Words of the empty word take the places that are left over, in any
 order, at a probability of 1 / phi_0!, which the phi_0! of their order cancels.
 """
 
@@ -121,6 +121,11 @@ def tokens_of(pairs: Pairs, candidates: Candidates) -> Tokens:
 class Distortion(Protocol):
     """A model of places, described by a frozen dataclass."""
 
+    @property
+    def ordered(self) -> bool:
+        """Whether the words of a cept are placed from left to right, so that only one order of them is
+        possible, in place of phi!."""
+
     def layout(self, longest: Int[np.ndarray, " longest_target_1"], classes: Classes) -> Any:
         """Returns where the probabilities of a bitext lie.
 
@@ -129,11 +134,32 @@ class Distortion(Protocol):
           classes: word classes.
         """
 
-    def codes(self, layout: Any, tokens: Tokens) -> Int[np.ndarray, " words"]:
-        """Returns the place in the table of each word; that of words from the empty word is not used."""
+    def log_probability(
+        self, layout: Any, table: Float64[np.ndarray, " places"], tokens: Tokens
+    ) -> Float64[np.ndarray, " words"]:
+        """Returns log d of each word; that of words from the empty word means nothing."""
+
+    def count(
+        self,
+        layout: Any,
+        table: Float64[np.ndarray, " places"],
+        tokens: Tokens,
+        weight: Float64[np.ndarray, " words"],
+    ) -> Float64[np.ndarray, " counts"]:
+        """Returns counts for ``normalise``; those of several batches add up.
+
+        Args:
+          layout: of the table.
+          table: what the weights were expected by, or a table to begin with.
+          tokens: words of alignments.
+          weight: of each word; 0 for those of the empty word.
+        """
+
+    def initial(self, layout: Any) -> Float64[np.ndarray, " places"]:
+        """Returns a table to begin counting with."""
 
     def normalise(
-        self, layout: Any, counts: Float64[np.ndarray, " places"]
+        self, layout: Any, counts: Float64[np.ndarray, " counts"]
     ) -> Float64[np.ndarray, " places"]:
         """Returns the table that counts make likeliest, smoothed."""
 
@@ -146,6 +172,42 @@ class Distortion(Protocol):
         """Returns layout and table for sentences as long as these, too."""
 
 
+class Placing(NamedTuple):
+    """A model of places with a table."""
+
+    distortion: Distortion
+    layout: Any
+    table: Float64[np.ndarray, " places"]
+
+
+class _Looked:
+    """What is common to tables in which every word has one place."""
+
+    def codes(self, layout: Any, tokens: Tokens) -> Int[np.ndarray, " words"]:
+        """Returns the place in the table of each word; that of words from the empty word means nothing."""
+        raise NotImplementedError
+
+    def initial(self, layout: Any) -> Float64[np.ndarray, " places"]:
+        """Returns nothing: counts do not depend on it."""
+        return np.zeros(0)
+
+    def log_probability(
+        self, layout: Any, table: Float64[np.ndarray, " places"], tokens: Tokens
+    ) -> Float64[np.ndarray, " words"]:
+        """See ``Distortion.log_probability``."""
+        return np.log(table[self.codes(layout, tokens)])
+
+    def count(
+        self,
+        layout: Any,
+        table: Float64[np.ndarray, " places"],
+        tokens: Tokens,
+        weight: Float64[np.ndarray, " words"],
+    ) -> Float64[np.ndarray, " counts"]:
+        """See ``Distortion.count``."""
+        return np.bincount(self.codes(layout, tokens), weight, minlength=layout.size)
+
+
 class AbsoluteLayout(NamedTuple):
     """Model 3's table: d(j | i, J) at ``start[J] + (i - 1) J + j - 1``."""
 
@@ -155,7 +217,7 @@ class AbsoluteLayout(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Absolute:
+class Absolute(_Looked):
     """Model 3: every word of a cept has its place from d(j | i, J), whatever places others have.
 
     The table does not depend on I, as GIZA++ has it: less is learnt from more.
@@ -165,6 +227,7 @@ class Absolute:
     """
 
     smoothing: float = 0.0
+    ordered = False
 
     def layout(self, longest: Int[np.ndarray, " longest_target_1"], classes: Classes) -> AbsoluteLayout:
         """See ``Distortion.layout``."""
@@ -173,7 +236,7 @@ class Absolute:
         return AbsoluteLayout(start, longest, int(sizes.sum()))
 
     def codes(self, layout: AbsoluteLayout, tokens: Tokens) -> Int[np.ndarray, " words"]:
-        """See ``Distortion.codes``."""
+        """See ``_Looked.codes``."""
         length = tokens.pairs.target_length[tokens.pair]
         return layout.start[length] + np.maximum(tokens.position - 1, 0) * length + tokens.place - 1
 
@@ -247,7 +310,7 @@ class RelativeLayout(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Relative:
+class Relative(_Looked):
     """Model 4: places are relative, by the classes A of source words and B of target words.
 
         first word of a cept     d1(j - centre of the cept before | A(its source word), B(f_j))
@@ -258,6 +321,7 @@ class Relative:
     """
 
     smoothing: float = 0.2
+    ordered = True
 
     def layout(self, longest: Int[np.ndarray, " longest_target_1"], classes: Classes) -> RelativeLayout:
         """See ``Distortion.layout``."""
@@ -265,7 +329,7 @@ class Relative:
         return RelativeLayout(classes, *numbers, len(longest) - 1)
 
     def codes(self, layout: RelativeLayout, tokens: Tokens) -> Int[np.ndarray, " words"]:
-        """See ``Distortion.codes``."""
+        """See ``_Looked.codes``."""
         pairs = tokens.pairs
         before = tokens.cept_before[tokens.cept]
         source = np.maximum(tokens.cept_position[before] - 1, 0)

@@ -1,4 +1,4 @@
-"""Models with fertilities: Models 3 and 4 of Brown et al. (1993), with the word classes of Och & Ney (2003).
+"""Models with fertilities: Models 3, 4 and 5 of Brown et al. (1993), by climbing.
 
 Every source word e_i first says how many target words it makes, its fertility phi_i; the words are chosen,
 and then placed:
@@ -6,15 +6,16 @@ and then placed:
     P(f, a | e) = C(J - phi_0, phi_0) p0^(J - 2 phi_0) p1^phi_0
                   prod_i phi_i! n(phi_i | e_i)  prod_j t(f_j | e_{a_j})  prod_{j: a_j > 0} d(j | ...)
 
-with d of ``distortion``. A sum over all alignments is out of reach, so expectations are taken over those near
-the best one that climbing finds (``neighbourhood``), weighted by what the model says of each. Every table is
-at least ``FLOOR``; a fertility above ``MOST`` has no probability.
+with d of ``distortion`` and ``vacancies``; Models 4 and 5, whose d admits but one order of the words of a
+cept, have no phi_i!. A sum over all alignments is out of reach, so expectations are taken over those near the
+best one that climbing finds (``neighbourhood``), weighted by what the model says of each. Every table is at
+least ``FLOOR``; a fertility above ``MOST`` has no probability.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,29 +27,43 @@ from research.statistical.directional import Direction
 from research.statistical.distortion import (
     FLOOR,
     Absolute,
-    Distortion,
     Pairs,
+    Placing,
     Relative,
     Tokens,
     tokens_of,
 )
-from research.statistical.neighbourhood import IMPOSSIBLE, Candidates, Scores, climb, log_fertility
+from research.statistical.neighbourhood import (
+    IMPOSSIBLE,
+    Candidates,
+    Neighbours,
+    Scores,
+    climb,
+    log_fertility,
+    neighbours,
+    stepped,
+)
+from research.statistical.vacancies import Vacancies
 
 MOST = 9
 """Highest fertility."""
 _CELLS = 1 << 17
 
 
+Places = Absolute | Relative | Vacancies
+
+
 class Stage(NamedTuple):
     """Iterations with one model of places."""
 
-    distortion: Absolute | Relative
+    distortion: Places
     iterations: int
 
 
 SCHEDULES: dict[str, tuple[Stage, ...]] = {
     "model3": (Stage(Absolute(), 3),),
     "model4": (Stage(Absolute(), 3), Stage(Relative(), 3)),
+    "model5": (Stage(Absolute(), 3), Stage(Relative(), 3), Stage(Vacancies(), 3)),
 }
 """The usual schedules, by the model they end with; they begin with the HMM's alignments and lexical table."""
 
@@ -92,13 +107,21 @@ class Model:
     """Parameters, and what says how to use them."""
 
     settings: Fertility
-    distortion: Absolute | Relative
+    distortion: Places
     layout: Any
     parameters: Parameters
 
 
 class Logarithms(NamedTuple):
-    """Logarithms of ``Parameters``, each table with a last row for padding; ``fertility`` has phi! in it."""
+    """Logarithms of ``Parameters``, each table with a last row for padding.
+
+    Attributes:
+      pairs: of t(f | e).
+      empty: of t(f | empty word).
+      fertility: of phi! n(phi | e), or of n(phi | e) where words are placed in order.
+      distortion: of the table of places.
+      single: the same in single precision.
+    """
 
     pairs: Float64[np.ndarray, " entries_1"]
     empty: Float64[np.ndarray, " target_words_1"]
@@ -107,10 +130,11 @@ class Logarithms(NamedTuple):
     single: Float[np.ndarray, " places"]
 
 
-def logarithms(parameters: Parameters) -> Logarithms:
+def logarithms(model: Model) -> Logarithms:
     """Returns the logarithms that alignments are scored by."""
-    pairs, empty, fertility, distortion = (np.log(np.maximum(part, FLOOR)) for part in parameters)
-    fertility = fertility + gammaln(np.arange(MOST + 1) + 1.0)
+    pairs, empty, fertility, distortion = (np.log(np.maximum(part, FLOOR)) for part in model.parameters)
+    if not model.distortion.ordered:
+        fertility = fertility + gammaln(np.arange(MOST + 1) + 1.0)
     padded = np.pad(fertility, ((0, 1), (0, 0)))
     return Logarithms(
         np.append(pairs, 0.0), np.append(empty, 0.0), padded, distortion, distortion.astype(np.float32)
@@ -174,7 +198,8 @@ def log_probability(
     filled = tokens.position > 0
     cell = pairs.cells[tokens.pair, np.maximum(tokens.position - 1, 0), tokens.place - 1]
     of_word = np.where(filled, log.pairs[cell], log.empty[tokens.target])
-    of_word += np.where(filled, log.distortion[model.distortion.codes(model.layout, tokens)], 0.0)
+    of_place = model.distortion.log_probability(model.layout, model.parameters.distortion, tokens)
+    of_word += np.where(filled, of_place, 0.0)
     total = np.bincount(tokens.candidate, of_word, minlength=size)
     source, count = _cept_words(pairs, candidates, tokens)
     table = log.fertility[source]
@@ -200,14 +225,14 @@ class Expectation(NamedTuple):
       best: alignment of each pair: source position of each target word, 0 the empty word.
       links: posterior probability of each link, 0 being the empty word.
       fertility: expected number of each fertility of each source word.
-      distortions: expected counts for each of the models of places that were asked for.
+      distortion: expected counts for the model of places that was asked for.
       log_likelihood: of the neighbourhoods, summed.
     """
 
     best: Int[np.ndarray, "B J"]
     links: Float64[np.ndarray, "B I_1 J"]
     fertility: Float64[np.ndarray, "source_words most_1"]
-    distortions: list[Float64[np.ndarray, " places"]]
+    distortion: Float64[np.ndarray, " counts"]
     log_likelihood: float
 
 
@@ -216,7 +241,7 @@ def expect(
     log: Logarithms,
     pairs: Pairs,
     alignment: Int[np.ndarray, "B J"],
-    counted: Sequence[tuple[Distortion, Any, int]],
+    counted: Placing | None,
 ) -> Expectation:
     """Climbs, and returns the expected counts over the alignments near the best ones.
 
@@ -225,16 +250,24 @@ def expect(
       log: its logarithms.
       pairs: a batch.
       alignment: where to begin climbing.
-      counted: models of places to count for, each with its layout and the size of its table.
+      counted: model of places to count for.
     """
     scores = scores_of(model, log, pairs)
-    best, candidates = climb(scores, alignment, cutoff=model.settings.cutoff)
+    cutoff = model.settings.cutoff
+    if isinstance(model.distortion, Vacancies):
+        best, _ = climb(scores, alignment)
+        best, candidates = climb(scores, best, cutoff=cutoff, look=_ranked(model, log, pairs, scores))
+    else:
+        best, candidates = climb(scores, alignment, cutoff=cutoff)
     if model.settings.pegging:
-        candidates = _with_pegged(scores, best, candidates, model.settings.cutoff)
+        candidates = _with_pegged(scores, best, candidates, cutoff)
     tokens = tokens_of(pairs, candidates)
     value = log_probability(model, log, pairs, candidates, tokens)
     top = np.full(len(best), -np.inf)
     np.maximum.at(top, candidates.pair, value)
+    if model.settings.pegging:
+        at = np.flatnonzero(value == top[candidates.pair])
+        best[candidates.pair[at]] = candidates.alignment[at]
     weight = np.exp(value - top[candidates.pair])
     total = np.bincount(candidates.pair, weight, minlength=len(best))
     likelihood = float((top + np.log(total)).sum())
@@ -249,7 +282,7 @@ def collect(
     tokens: Tokens,
     weight: Float64[np.ndarray, " K"],
     best: Int[np.ndarray, "B J"],
-    counted: Sequence[tuple[Distortion, Any, int]],
+    counted: Placing | None,
     log_likelihood: float,
     model: Model,
 ) -> Expectation:
@@ -268,12 +301,32 @@ def collect(
     inside = np.arange(pairs.source.shape[1]) < pairs.source_length[:, None]
     each = np.bincount(pairs.source[inside], minlength=words)
     fertility[:, 0] = np.maximum(each - fertility[:, 1:].sum(axis=1), 0.0)
-    filled = tokens.position > 0
-    distortions = [
-        np.bincount(distortion.codes(layout, tokens)[filled], of_word[filled], minlength=size)
-        for distortion, layout, size in counted
-    ]
-    return Expectation(best, links, fertility, distortions, log_likelihood)
+    distortion = np.zeros(0)
+    if counted is not None:
+        weights = np.where(tokens.position > 0, of_word, 0.0)
+        distortion = counted.distortion.count(counted.layout, counted.table, tokens, weights)
+    return Expectation(best, links, fertility, distortion, log_likelihood)
+
+
+def _ranked(
+    model: Model, log: Logarithms, pairs: Pairs, scores: Scores
+) -> Callable[[np.ndarray, np.ndarray], Neighbours]:
+    """Returns how to look at neighbours by Model 5: those that Model 4 does not find unlikely, one by one."""
+
+    def look(rows: np.ndarray, alignment: np.ndarray) -> Neighbours:
+        found = neighbours(scores.take(rows), alignment)
+        steps = np.concatenate([found.moves.reshape(len(rows), -1), found.swaps], axis=1)
+        likely = np.maximum(steps.max(axis=1), 0) + model.settings.cutoff
+        at, step = np.nonzero(steps > likely[:, None])
+        near = stepped(alignment[at], step, found.moves.shape[1])
+        candidates = Candidates(np.concatenate([rows, rows[at]]), np.concatenate([alignment, near]))
+        value = log_probability(model, log, pairs, candidates, tokens_of(pairs, candidates))
+        steps[:] = -np.inf
+        steps[at, step] = value[len(rows) :] - value[at]
+        moves, swaps = np.split(steps, [found.moves[0].size], axis=1)
+        return Neighbours(moves.reshape(found.moves.shape), swaps)
+
+    return look
 
 
 def _with_pegged(

@@ -12,7 +12,7 @@ from jaxtyping import Float64, Int, Int32
 
 from research.statistical.bitext import Bitext, Block, cell_mask, cell_range, token_mask, token_range
 from research.statistical.directional import Decision, Direction
-from research.statistical.distortion import Classes, Distortion, Pairs, tokens_of
+from research.statistical.distortion import Classes, Pairs, Placing, tokens_of
 from research.statistical.fertility import (
     MOST,
     Expectation,
@@ -28,7 +28,6 @@ from research.statistical.fertility import (
 from research.statistical.neighbourhood import Candidates
 from research.statistical.word_classes import word_classes
 
-Counted = Sequence[tuple[Distortion, Any, int]]
 Report = Callable[[str], None]
 DEFAULT = Fertility()
 CLASSES = 50
@@ -71,20 +70,21 @@ def train(
     longest = longest_sources(direction)
     layouts = [stage.distortion.layout(longest, classes) for stage in schedule]
     chosen = start.chosen + 1
-    first = (schedule[0].distortion, layouts[0], layouts[0].size)
+    tables = [stage.distortion.initial(layout) for stage, layout in zip(schedule, layouts, strict=True)]
+    first = Placing(schedule[0].distortion, layouts[0], tables[0])
     blank = Parameters(*lexical, np.zeros((len(classes.source) - 1, MOST + 1)), np.zeros(0))
     model = Model(settings, schedule[0].distortion, layouts[0], blank)
-    counts = _sum(model, _of_start(direction, model, chosen, [first]))
+    counts = _sum(model, _of_start(direction, model, chosen, first))
     model = _maximise(model, counts._replace(pairs=lexical[0], empty=lexical[1]), direction)
     for number, (distortion, iterations) in enumerate(schedule):
-        counted = [(distortion, layouts[number], layouts[number].size)]
         for iteration in range(iterations):
+            counted = Placing(distortion, layouts[number], model.parameters.distortion)
             following = number + 1 < len(schedule) and iteration == iterations - 1
             if following:
-                counted = [(schedule[number + 1].distortion, layouts[number + 1], layouts[number + 1].size)]
+                counted = Placing(schedule[number + 1].distortion, layouts[number + 1], tables[number + 1])
             counts, log_likelihood, chosen = _iterate(direction, model, chosen, counted)
             if following:
-                model = Model(settings, counted[0][0], counted[0][1], model.parameters)
+                model = Model(settings, counted.distortion, counted.layout, model.parameters)
             model = _maximise(model, counts, direction)
             way = "backward" if direction.backward else "forward"
             report(
@@ -98,7 +98,7 @@ def decide(direction: Direction, model: Model, chosen: Int[np.ndarray, " tokens"
     """Returns the alignments that climbing from ``chosen`` (-1: the empty word) finds, and posteriors."""
     side, bitext = _generated(direction), direction.bitext
     found = Decision(np.zeros(len(side.tokens), np.int32), np.zeros(len(bitext.cells), np.float16))
-    for block, _, expectation in _expectations(direction, model, chosen + 1, []):
+    for block, _, expectation in _expectations(direction, model, chosen + 1, None):
         _keep(direction, block, expectation.best - 1, found.chosen)
         links = expectation.links[:, 1:].transpose((0, 2, 1) if direction.backward else (0, 1, 2))
         inside = cell_mask(bitext, block)[:, : links.shape[1], : links.shape[2]]
@@ -143,7 +143,7 @@ def _keep(direction: Direction, block: Block, best: np.ndarray, chosen: np.ndarr
 
 
 def _of_start(
-    direction: Direction, model: Model, chosen: np.ndarray, counted: Counted
+    direction: Direction, model: Model, chosen: np.ndarray, counted: Placing | None
 ) -> Iterator[tuple[Block, Pairs, Expectation]]:
     """Yields the counts of given alignments, one of each pair."""
     for block, pairs in batches(direction):
@@ -155,10 +155,10 @@ def _of_start(
 
 
 def _expectations(
-    direction: Direction, model: Model, chosen: np.ndarray, counted: Counted
+    direction: Direction, model: Model, chosen: np.ndarray, counted: Placing | None
 ) -> Iterator[tuple[Block, Pairs, Expectation]]:
     """Yields each batch with what the model expects of it, a thread for each core at work."""
-    log = logarithms(model.parameters)
+    log = logarithms(model)
 
     def run(batch: tuple[Block, Pairs]) -> tuple[Block, Pairs, Expectation]:
         block, pairs = batch
@@ -170,7 +170,7 @@ def _expectations(
 
 
 def _iterate(
-    direction: Direction, model: Model, chosen: Int32[np.ndarray, " tokens"], counted: Counted
+    direction: Direction, model: Model, chosen: Int32[np.ndarray, " tokens"], counted: Placing | None
 ) -> tuple[Parameters, float, Int32[np.ndarray, " tokens"]]:
     """Returns counts, log-likelihood and the best alignments."""
     best, log_likelihood = np.zeros_like(chosen), 0.0
@@ -197,7 +197,7 @@ def _sum(model: Model, found: Iterator[tuple[Block, Pairs, Expectation]]) -> Par
         np.add.at(pairs_count, pairs.cells[some], expectation.links[:, 1:][some])
         np.add.at(empty, pairs.target, expectation.links[:, 0])
         fertility = fertility + expectation.fertility
-        distortion = distortion + expectation.distortions[0]
+        distortion = distortion + expectation.distortion
     return Parameters(pairs_count[:-1], empty[:-1], fertility, distortion)
 
 

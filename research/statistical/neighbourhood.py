@@ -323,7 +323,7 @@ def climb(
     *,
     cutoff: float | None = None,
     pinned: Int[np.ndarray, " B"] | None = None,
-    look: Callable[[Scores, np.ndarray], Neighbours] = neighbours,
+    look: Callable[[np.ndarray, np.ndarray], Neighbours] | None = None,
 ) -> tuple[Int[np.ndarray, "B J"], Candidates]:
     """Returns the alignments that no move or swap improves, each step the best one, and alignments near them.
 
@@ -333,7 +333,8 @@ def climb(
       cutoff: alignments are near that are a step away and at most this much less likely, as a logarithm (-7,
         say); None: none but the best itself.
       pinned: target word of each pair, from 0, that keeps its position; -1: none.
-      look: returns the gains of all steps.
+      look: returns the gains of all steps, given rows of the batch and their alignments; default: by
+        ``scores``.
     """
     best = alignment.copy()
     near: list[Candidates] = []
@@ -342,7 +343,7 @@ def climb(
     for _ in range(_STEPS):
         if not len(active):
             break
-        found = look(scores.take(active), best[active])
+        found = look(active, best[active]) if look else neighbours(scores.take(active), best[active])
         if pinned is not None:
             held = pinned[active][:, None]
             found.moves.transpose(0, 2, 1)[held == np.arange(best.shape[1])] = -np.inf
@@ -354,16 +355,16 @@ def climb(
         if there.any() and cutoff is not None:
             at, step = np.nonzero(steps[there] > cutoff)
             rows = active[there][at]
-            near.append(Candidates(rows, _stepped(best[rows], step, found.moves.shape[1])))
+            near.append(Candidates(rows, stepped(best[rows], step, found.moves.shape[1])))
         active, top = active[~there], top[~there]
-        best[active] = _stepped(best[active], top, found.moves.shape[1])
+        best[active] = stepped(best[active], top, found.moves.shape[1])
     every = Candidates(np.arange(len(best)), best)
     pair, alignments = (np.concatenate(part) for part in zip(every, *near, strict=True))
     order = np.argsort(pair, kind="stable")
     return best, Candidates(pair[order], alignments[order])
 
 
-def _stepped(
+def stepped(
     alignment: Int[np.ndarray, "K J"], step: Int[np.ndarray, " K"], positions: int
 ) -> Int[np.ndarray, "K J"]:
     """Returns alignments after a step each: moves come first, by source position, then swaps."""

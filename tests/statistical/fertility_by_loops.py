@@ -54,7 +54,8 @@ def probability(e, f, a, tables, events, classes, p1):
     for word, places in zip(e, cepts(a, len(e)), strict=True):
         if len(places) > MOST:
             return 0.0
-        value *= math.factorial(len(places)) * look(n, (len(places), word))
+        orders = math.factorial(len(places)) if events is events3 else 1
+        value *= orders * look(n, (len(places), word))
     for word, i in zip(f, a, strict=True):
         value *= look(t, (word, e[i - 1] if i else None))
     for event in events(e, f, a, classes):

@@ -119,7 +119,7 @@ def random_alignments(pairs, seed):
 @pytest.mark.parametrize("kind", KINDS)
 def test_probability_of_an_alignment_and_of_its_neighbours(direction, kind):
     model, tables, events, names = random_model(direction, kind)
-    log = logarithms(model.parameters)
+    log = logarithms(model)
     sources, targets = sides_of(direction)
     for block, pairs in batches(direction):
         scores = scores_of(model, log, pairs)
@@ -170,7 +170,7 @@ def check_gain(gain, ratio):
 @pytest.mark.parametrize("kind", KINDS)
 def test_climbing_ends_where_the_dictionaries_do(direction, kind):
     model, tables, events, names = random_model(direction, kind, seed=1)
-    log = logarithms(model.parameters)
+    log = logarithms(model)
     sources, targets = sides_of(direction)
     for block, pairs in batches(direction):
         start = random_alignments(pairs, 7)
