@@ -79,7 +79,7 @@ class _Bigrams:
         """Returns N(c, d); the last class is that of the ends of sentences."""
         size = classes + 1
         cells = np.bincount(found[self.left] * size + found[self.right], self.count, minlength=size * size)
-        table = cells.reshape(size, size)
+        table = cells.astype(np.float64).reshape(size, size)  # of nothing, bincount counts in integers
         table[-1] += np.bincount(found, self.edges[0], minlength=size)
         table[:, -1] += np.bincount(found, self.edges[1], minlength=size)
         return table
@@ -107,7 +107,7 @@ class _Bigrams:
         count = np.where(other == batch[row], 0, self.count[at])
         size = classes + 1
         cells = np.bincount(row * size + found[other], count, minlength=len(batch) * size)
-        cells = cells.reshape(-1, size)
+        cells = cells.astype(np.float64).reshape(-1, size)
         cells[:, -1] += self.edges[1 if after else 0][batch]
         return cells
 

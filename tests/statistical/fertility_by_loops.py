@@ -1,4 +1,4 @@
-"""Models 3 and 4 as the textbook has them: one alignment at a time, dictionaries, double precision.
+"""Models 3, 4 and 5 as the textbook has them: one alignment at a time, dictionaries, double precision.
 
 Alignments are tuples of source positions, one for each target word, 0 for the empty word. What a table lacks
 has the probability FLOOR.
@@ -44,6 +44,36 @@ def events4(e, f, a, classes):
     return found
 
 
+def events5(e, f, a, classes):
+    """What Model 5 places: (event of the distance in vacancies, the events that were as possible)."""
+    A, B = classes
+    found, centre, before = [], 0, None
+    free = [True] * len(f)
+
+    def vacancies(j):
+        return sum(free[:j])
+
+    for i, words in enumerate(cepts(a, len(e)), start=1):
+        if not words:
+            continue
+        for k, j in enumerate(words, start=1):
+            total = vacancies(len(f))
+            if k == 1:
+                key = ("first", A[e[before - 1]] if before else "begin", B[f[j - 1]])
+                base, room = vacancies(centre), total - len(words) + 1
+                choices = [(*key, v - base) for v in range(1, room + 1)]
+            else:
+                key = ("rest", B[f[j - 1]])
+                base = vacancies(words[k - 2])
+                choices = [(*key, d) for d in range(1, total - base - len(words) + k + 1)]
+            event = (*key, vacancies(j) - base)
+            assert event in choices and free[j - 1]
+            found.append((event, choices))
+            free[j - 1] = False
+        centre, before = math.ceil(sum(words) / len(words)), i
+    return found
+
+
 def probability(e, f, a, tables, events, classes, p1):
     """P(f, a | e), the distortion of ``events`` in tables["d"]."""
     t, n, d = tables["t"], tables["n"], tables["d"]
@@ -59,7 +89,11 @@ def probability(e, f, a, tables, events, classes, p1):
     for word, i in zip(f, a, strict=True):
         value *= look(t, (word, e[i - 1] if i else None))
     for event in events(e, f, a, classes):
-        value *= look(d, event)
+        if events is events5:
+            event, choices = event
+            value *= look(tables["w"], event) / sum(look(tables["w"], other) for other in choices)
+        else:
+            value *= look(d, event)
     return value
 
 
