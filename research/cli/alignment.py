@@ -56,10 +56,13 @@ def align(source: str, target: str, *, options: Align, overrides: Mapping[str, s
     start = time.monotonic()
     fields = {f.name: getattr(options, f.name) for f in dataclasses.fields(aligner.Aligner)}
     how = aligner.Aligner(**fields)
-    how.validate()
+    trained = None
+    if options.run is not None:
+        trained = _trained(options, how)
+    else:
+        how.validate()
     if options.out is not None:
         aligner_run.check_free(Path(options.out))
-    trained = None if options.run is None else _trained(options, how)
     sides = aligner.read_sentences(Path(source), Path(target), message)
     if trained is not None:
         found = aligner.apply(trained, *sides)

@@ -99,7 +99,8 @@ def write_pictures(
     missed = [len(g.sure.difference(a)) for a, g in zip(links, gold, strict=True)]
     wrong = [len(set(a) - g.possible) for a, g in zip(links, gold, strict=True)]
     order = sorted(range(len(links)), key=lambda k: (-missed[k] - wrong[k], k))
-    drawn = [k for k in order if max(len(source[k]), len(target[k])) <= 60][:most]
+    sizes = [sorted((len(e), len(f))) for e, f in zip(source, target, strict=True)]
+    drawn = [k for k in order if sizes[k][0] > 0 and sizes[k][1] <= 60][:most]
     parts = [
         paragraph(
             f"Precision {100 * score.precision:.2f} %, recall {100 * score.recall:.2f} %, alignment error "
