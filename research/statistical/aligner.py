@@ -237,9 +237,8 @@ class _Text:
 
     def bitext(self, words: tuple[Sequence[str], Sequence[str]] = ((), ())) -> Bitext:
         """Returns what can be aligned; ``words`` have their numbers already."""
-        return make_bitext(
-            *([self._words(side[k]) for k in self.kept.tolist()] for side in self.sides), words
-        )
+        source, target = ([self._words(side[k]) for k in self.kept.tolist()] for side in self.sides)
+        return make_bitext(source, target, words)
 
     def _words(self, sentence: Sequence[str]) -> Sequence[str]:
         return sentence if self.keep_case else [sys.intern(word.lower()) for word in sentence]

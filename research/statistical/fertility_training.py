@@ -19,6 +19,7 @@ from research.statistical.fertility import (
     Fertility,
     Model,
     Parameters,
+    Places,
     Stage,
     batches,
     collect,
@@ -68,29 +69,26 @@ def train(
       report: called with a line after each iteration.
     """
     longest = longest_sources(direction)
-    layouts = [stage.distortion.layout(longest, classes) for stage in schedule]
+    placings = [_placing(stage.distortion, longest, classes) for stage in schedule]
     chosen = start.chosen + 1
-    tables = [stage.distortion.initial(layout) for stage, layout in zip(schedule, layouts, strict=True)]
-    first = Placing(schedule[0].distortion, layouts[0], tables[0])
     blank = Parameters(*lexical, np.zeros((len(classes.source) - 1, MOST + 1)), np.zeros(0))
-    model = Model(settings, schedule[0].distortion, layouts[0], blank)
-    counts = _sum(model, _of_start(direction, model, chosen, first))
+    model = Model(settings, schedule[0].distortion, placings[0].layout, blank)
+    counts = _sum(model, _of_start(direction, model, chosen, placings[0]))
     model = _maximise(model, counts._replace(pairs=lexical[0], empty=lexical[1]), direction)
-    for number, (distortion, iterations) in enumerate(schedule):
-        for iteration in range(iterations):
-            counted = Placing(distortion, layouts[number], model.parameters.distortion)
-            following = number + 1 < len(schedule) and iteration == iterations - 1
-            if following:
-                counted = Placing(schedule[number + 1].distortion, layouts[number + 1], tables[number + 1])
-            counts, log_likelihood, chosen = _iterate(direction, model, chosen, counted)
-            if following:
-                model = Model(settings, counted.distortion, counted.layout, model.parameters)
-            model = _maximise(model, counts, direction)
-            way = "backward" if direction.backward else "forward"
-            report(
-                f"{way}, {type(distortion).__name__} places, iteration {iteration + 1} of {iterations}: "
-                f"log-likelihood {log_likelihood / len(direction.bitext):.4f} a pair"
-            )
+    stages = [stage for stage in schedule for _ in range(stage.iterations)]
+    way = "backward" if direction.backward else "forward"
+    for done, (stage, following) in enumerate(zip(stages, [*stages[1:], stages[-1]], strict=True), start=1):
+        # The last iteration with one model of places counts for the next.
+        counted = placings[schedule.index(following)]
+        if following == stage:
+            counted = counted._replace(table=model.parameters.distortion)
+        counts, log_likelihood, chosen = _iterate(direction, model, chosen, counted)
+        model = Model(settings, following.distortion, counted.layout, model.parameters)
+        model = _maximise(model, counts, direction)
+        report(
+            f"{way}, {type(stage.distortion).__name__} places, iteration {done} of {len(stages)}: "
+            f"log-likelihood {log_likelihood / len(direction.bitext):.4f} a pair"
+        )
     return model, decide(direction, model, chosen - 1)
 
 
@@ -111,6 +109,12 @@ def extended(model: Model, direction: Direction) -> Model:
     longest = longest_sources(direction)
     layout, table = model.distortion.extended(model.layout, model.parameters.distortion, longest)
     return Model(model.settings, model.distortion, layout, model.parameters._replace(distortion=table))
+
+
+def _placing(distortion: Places, longest: Int[np.ndarray, " longest_target_1"], classes: Classes) -> Placing:
+    """Returns a model of places with its first table."""
+    layout: Any = distortion.layout(longest, classes)
+    return Placing(distortion, layout, distortion.initial(layout))
 
 
 def longest_sources(direction: Direction) -> Int[np.ndarray, " longest_target_1"]:

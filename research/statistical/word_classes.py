@@ -106,8 +106,8 @@ class _Bigrams:
         other = (self.right if after else self.left)[at]
         count = np.where(other == batch[row], 0, self.count[at])
         size = classes + 1
-        cells = np.bincount(row * size + found[other], count, minlength=len(batch) * size)
-        cells = cells.astype(np.float64).reshape(-1, size)
+        flat = np.bincount(row * size + found[other], count, minlength=len(batch) * size)
+        cells = flat.astype(np.float64).reshape(-1, size)
         cells[:, -1] += self.edges[1 if after else 0][batch]
         return cells
 
@@ -120,7 +120,7 @@ def _cuts(frequency: Int64[np.ndarray, " words"]) -> Int64[np.ndarray, " cuts"]:
     """Returns where to cut the words, the most frequent first, so that no batch is much of the text."""
     cumulated = np.cumsum(frequency)
     most = max(int(cumulated[-1]) // _BATCHES, 1) if len(cumulated) else 1
-    part, cuts, at = 0, [], 0
+    part, cuts = 0, list[int]()
     for at, count in enumerate(frequency.tolist()):
         if at and (part + count > most or at - (cuts[-1] if cuts else 0) >= 512):
             cuts.append(at)

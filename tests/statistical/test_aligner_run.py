@@ -75,7 +75,7 @@ def test_commands(tmp_path, capsys):
     assert {"report.html", "pair-1.png", "pair-1.svg"} <= files
     for arguments, error in (
         ([*use, "--model", "hmm"], "--model is for training"),
-        ([*use, "--out", links], "there is something there already"),
+        ([*use, "--out", links], "--run uses what was trained, --out saves what is trained now"),
         ([*use[:3], "--run", str(tmp_path)], "it has no aligner.json"),
         ([*learn, "--out", run], "there is something there already"),
         (["evaluate", run, "--gold", gold], "needs both sides: --data.source FILE --data.target FILE"),
