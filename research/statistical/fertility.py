@@ -157,7 +157,8 @@ def batches(direction: Direction) -> Iterator[tuple[Block, Pairs]]:
     longest = np.maximum(bitext.source.lengths, bitext.target.lengths)
     first = 0
     while first < len(bitext):
-        sizes = np.arange(1, len(bitext) - first + 1) * longest[first:] ** 2
+        some = longest[first : first + _CELLS // longest[first] ** 2 + 1]
+        sizes = np.arange(1, len(some) + 1) * some**2
         last = first + max(int(np.searchsorted(sizes, _CELLS, side="right")), 1)
         block = Block(first, last, last - first, int(longest[last - 1]))
         first = last

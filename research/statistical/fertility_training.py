@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -169,8 +170,15 @@ def _expectations(
         alignment = _alignment(direction, block, chosen, pairs.target.shape[1])
         return block, pairs, expect(model, log, pairs, alignment, counted)
 
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        yield from pool.map(run, batches(direction))
+    threads = len(os.sched_getaffinity(0))
+    waiting: deque[Future[tuple[Block, Pairs, Expectation]]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for batch in batches(direction):
+            waiting.append(pool.submit(run, batch))
+            if len(waiting) > 2 * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def _iterate(

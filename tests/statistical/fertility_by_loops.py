@@ -110,10 +110,21 @@ def neighbours(a, I):  # noqa: E741
             yield tuple(b)
 
 
-def climb(a, I, value):  # noqa: E741
-    """The alignment where no neighbour is likelier, going to the best one each time."""
+def pegged(a, I, value):  # noqa: E741
+    """All neighbours of the best alignment, and of the best ones with each link held."""
+    best = climb(a, I, value)
+    near = {best, *neighbours(best, I)}
+    for i, j in itertools.product(range(I + 1), range(len(a))):
+        held = climb((*best[:j], i, *best[j + 1 :]), I, value, held=j)
+        near |= {held, *(b for b in neighbours(held, I) if b[j] == i)}
+    return near
+
+
+def climb(a, I, value, held=None):  # noqa: E741
+    """The alignment where no neighbour is likelier, going to the best one each time; one word may be held."""
     while True:
-        best = max(neighbours(a, I), key=value, default=a)
+        steps = (b for b in neighbours(a, I) if held is None or b[held] == a[held])
+        best = max(steps, key=value, default=a)
         if value(best) <= value(a) * (1 + 2e-4):
             return a
         a = best

@@ -1,5 +1,6 @@
 """Models 3, 4 and 5 against plain dictionaries: probabilities, gains of moves and swaps, iterations of EM."""
 
+import dataclasses
 import itertools
 
 import dictionaries
@@ -17,6 +18,7 @@ from research.statistical.fertility import (
     Parameters,
     Stage,
     batches,
+    expect,
     log_probability,
     logarithms,
     scores_of,
@@ -232,6 +234,44 @@ def test_training_is_the_dictionaries(direction, kind):
     # The decision climbs once more, by the last tables.
     _, best = loops.expectation(sources, targets, best, now, events, names, P1)
     assert found.chosen.tolist() == [i - 1 for a in best for i in a]
+
+
+@pytest.mark.parametrize("kind", ["model3", "model4"])
+def test_pegging(kind):
+    """Expected links over the neighbourhoods of the best alignments with each of the links."""
+    direction = Direction(make_bitext(SOURCE[:3], TARGET[:3]))
+    model, tables, events, names = random_model(direction, kind, seed=8)
+    pegged = dataclasses.replace(model, settings=Fertility(empty=P1, cutoff=-np.inf, pegging=True))
+    sources, targets = sides_of(direction)
+    for block, pairs in batches(direction):
+        start = random_alignments(pairs, 9)
+        found = expect(pegged, logarithms(pegged), pairs, start, None)
+        for k in range(len(start)):
+            e, f = sources[block.first + k], targets[block.first + k]
+
+            def value(b, e=e, f=f):
+                return loops.probability(e, f, b, tables, events, names, P1)
+
+            near = loops.pegged(tuple(start[k, : len(f)].tolist()), len(e), value)
+            total = sum(map(value, near))
+            links = np.zeros((len(e) + 1, len(f)))
+            for b in near:
+                links[b, range(len(f))] += value(b) / total
+            np.testing.assert_allclose(found.links[k, : len(e) + 1, : len(f)], links, atol=1e-9)
+            assert tuple(found.best[k, : len(f)].tolist()) == max(near, key=value)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_more_words_than_any_fertility(kind):
+    """One word beside forty: no alignment is possible, yet nothing is lost or not finite."""
+    direction = Direction(make_bitext([["a"], ["a", "b"]], [["x"] * 40, ["x", "y"]]))
+    decision = Decision(np.zeros(42, np.int32), np.zeros(0, np.float16))
+    entries = direction.bitext.entries
+    classes = Classes(np.zeros(3, np.int32), np.zeros(3, np.int32))
+    stages = [Stage(KINDS[kind][0], 2)]
+    model, found = train(direction, decision, (np.full(entries, 0.5), np.full(2, 0.5)), stages, classes)
+    assert all(np.isfinite(part).all() for part in model.parameters)
+    assert found.chosen.min() >= -1 and found.chosen.max() <= 1
 
 
 def test_nothing_is_lost_by_model_5(direction):
