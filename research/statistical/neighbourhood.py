@@ -51,8 +51,14 @@ class Scores:
 
     def take(self, rows: Int[np.ndarray, " rows"]) -> Scores:
         """Returns the scores of some of the pairs."""
-        fields = (self.source_length, self.target_length, self.links, self.fertility, self.empty)
-        return Scores(*(field[rows] for field in fields), chain=self.chain and self.chain.take(rows))
+        return Scores(
+            self.source_length[rows],
+            self.target_length[rows],
+            self.links[rows],
+            self.fertility[rows],
+            self.empty[rows],
+            self.chain and self.chain.take(rows),
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -260,21 +266,16 @@ class _Cepts:
     def _cept(self, place: np.ndarray, filled: np.ndarray, code: np.ndarray, first: np.ndarray) -> _Cept:
         """Returns the cepts at ``place``, which is [B, n]."""
         fields = (self.before, self.next, self.next_first, self.now, self.next_now)
-        now = (field[self.row, place] for field in fields)
-        return _Cept(place, *now, filled=filled, code=code, first=first)
+        return _Cept(*[place, *(field[self.row, place] for field in fields), filled, code, first])
 
     def move_gains(self) -> Float[np.ndarray, "B I_1 J"]:
         """Returns what the chain gains by every move."""
         place = np.arange(self.positions)[None, :, None]
         total, count = self.total[:, :, None], self.count[:, :, None]
         fields = (self.before, self.next, self.next_first, self.now, self.next_now)
-        new = _Cept(
-            place,
-            *(field[:, :, None] for field in fields),
-            filled=place > 0,
-            code=self.chain.head[:, :, None] - -(-(total + self.word) // (count + 1)),
-            first=self.first_code[self.row[:, :, None], np.minimum(self.first[:, :, None], self.word) - 1],
-        )
+        code = self.chain.head[:, :, None] - -(-(total + self.word) // (count + 1))
+        first = self.first_code[self.row[:, :, None], np.minimum(self.first[:, :, None], self.word) - 1]
+        new = _Cept(*[place, *(field[:, :, None] for field in fields), place > 0, code, first])
         left_first = self.first_code[self.row, self.left_first - 1]
         old = self._cept(self.alignment, self.left_filled, self.left_code, left_first)
         old = _Cept(*(x[:, None, :] for x in old))
