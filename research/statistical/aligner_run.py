@@ -13,7 +13,8 @@ import os
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
+from safetensors.numpy import save as serialized
 
 from research.errors import UserError
 from research.statistical.aligner import Aligner, Trained
@@ -46,7 +47,8 @@ def save(trained: Trained, path: Path) -> None:
     vocabulary = dict(zip(("source", "target"), trained.words, strict=True))
     try:
         path.mkdir(parents=True, exist_ok=True)
-        save_file({name: array.copy(order="C") for name, array in arrays.items()}, path / _TABLES)
+        content = serialized({name: array.copy(order="C") for name, array in arrays.items()})
+        (path / _TABLES).write_bytes(content)  # by the user's umask, which safetensors' own writer ignores
         text = json.dumps(vocabulary, ensure_ascii=False)
         (path / _VOCABULARY).write_text(text, encoding="utf-8", newline="\n")
         temporary = path / (_DESCRIPTION + ".tmp")
