@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING
 
 from research.cli import alignment, masked_language_models, translation
 from research.cli.command import message
-from research.errors import UserError
+from research.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from research.training.trained import Trained
+
+
+_TASKS = ("alignment", "blimp")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,16 +84,20 @@ def evaluate(target: str, options: Evaluate, overrides: Mapping[str, str]) -> No
     from research.training.overrides import override
     from research.training.trained import load
 
-    if options.task == "alignment" or (Path(target) / "aligner.json").is_file():
+    if options.task not in (None, *_TASKS):
+        raise UserError(f"evaluate: unknown task {options.task!r}{nearest(options.task, _TASKS)}")
+    if options.task == "alignment" or (options.task is None and (Path(target) / "aligner.json").is_file()):
         alignment.evaluate(target, options.gold, options.pictures, overrides, as_json=options.json)
         return
+    if options.gold is not None or options.pictures is not None:
+        raise UserError("evaluate: --gold and --pictures go with --task alignment")
     trained = load(target, options.checkpoint)
     if isinstance(trained.experiment.objective, Translation):
         beam = Beam(options.beam, options.length_penalty)
         translation.evaluate(trained, overrides, beam, as_json=options.json)
         return
     if options.task is not None:
-        masked_language_models.evaluate_task(trained, options.task, overrides, as_json=options.json)
+        masked_language_models.evaluate_pairs(trained, overrides, as_json=options.json)
         return
     if isinstance(trained.experiment.objective, Recall):
         _evaluate_recall(trained, overrides, as_json=options.json)
