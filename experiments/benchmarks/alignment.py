@@ -31,9 +31,11 @@ import jax
 
 from research.data.parallel import lines_of
 from research.evaluation.alignment import alignment_score, parse_gold
-from research.statistical import directional, joint
-from research.statistical.aligner import Aligner, align
+from research.statistical import joint
+from research.statistical.aligner import MODELS, Aligner, align
 from research.statistical.bitext import make_bitext
+from research.statistical.directional import Direction, links_of
+from research.statistical.estimators import fit_directions
 from research.statistical.symmetrization import SYMMETRIZATIONS, Link
 
 TESTS = 447
@@ -76,14 +78,10 @@ def run_directions(directory: Path, size: int, model: str) -> dict[str, object]:
     start = time.perf_counter()
     bitext = make_bitext(*sides)
     both = []
-    for backward in (False, True):
-        direction = directional.Direction(bitext, backward)
-        schedule = directional.SCHEDULES[model]
-        parameters = directional.train(direction, schedule, report=_say)
+    for way, decision in enumerate(fit_directions(bitext, model, None, None, _say)[1]):
         links: list[set[Link]] = [set() for _ in range(len(bitext))]
-        for place, found in zip(
-            bitext.order, directional.best_links(parameters, schedule[-1].positions, direction), strict=True
-        ):
+        of_bitext = links_of(Direction(bitext, way == 1), decision.chosen)
+        for place, found in zip(bitext.order, of_bitext, strict=True):
             links[place] = found
         both.append(links)
     return {"seconds": time.perf_counter() - start, "aer": error_rates(directory, *both)}
@@ -141,7 +139,7 @@ def main() -> None:
     )
     parser.add_argument("directory", type=Path)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 8000])
-    models = ["joint", *directional.SCHEDULES, "eflomal"]
+    models = [*MODELS, "eflomal"]
     parser.add_argument("--models", nargs="+", default=models, choices=models)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--row", action="store_true", help="run one model and size in this process")

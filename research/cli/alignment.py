@@ -1,4 +1,4 @@
-"""The command that aligns words."""
+"""The command that aligns words, and the evaluation of alignments."""
 
 from __future__ import annotations
 
@@ -9,52 +9,67 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from research.cli.command import message
+from research.errors import UserError
+
+if TYPE_CHECKING:
+    from research.statistical.aligner import Aligner, Trained
 
 
 @dataclasses.dataclass(frozen=True)
 class Align:
-    """Aligns the words of two files of tokenised sentences, line by line: links i-j, counted from 0."""
+    """Aligns the words of two files of tokenised sentences, line by line: links i-j, counted from 0. It
+    learns from these files, or, with --run RUN, uses what --out RUN saved."""
 
     model: str = "joint"
-    """joint (both directions trained to agree), or, each direction apart: model1, model2, diagonal, hmm."""
+    """joint (both directions trained to agree), or, each direction apart: model1, model2, diagonal, hmm,
+    model3, model4, model5."""
     symmetrize: str = ""
     """How to combine directions that were trained apart: intersection (default), union, grow-diag,
     grow-diag-final, grow-diag-final-and, forward, backward."""
     threshold: float = 0.25
     """Links of the joint model have a probability above this; lower: more links."""
     prior: float | None = None
-    """Dirichlet prior of the lexical tables, for any model; default: 0.003 for joint, else none."""
+    """Dirichlet prior of the lexical tables of joint (default 0.003), and of model1, model2, diagonal and hmm
+    (default none)."""
     keep_case: bool = False
     """Take words that differ only in case as different words."""
+    run: str | None = None
+    """Run directory of a trained aligner to use on these files, instead of learning from them."""
+    out: str | None = None
+    """Run directory to save the trained aligner in; one that is not there yet."""
     probabilities: bool = False
-    """Write links as i-j:probability."""
+    """Write links as i-j:probability, the product of both directions' posterior probabilities."""
     json: bool = False
     """Print one JSON object: links of all pairs, and counts."""
 
 
 def align(source: str, target: str, *, options: Align, overrides: Mapping[str, str]) -> None:
     """Runs ``headway align``."""
-    import jax
+    del overrides
+    _share_out()
 
-    from research.scale.host_memory import keep_freed_memory
-
-    keep_freed_memory()
-    # Expectations are many small operations: sentence pairs shared out to the cores are faster than each one
-    # shared out by itself.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with contextlib.suppress(RuntimeError):  # JAX runs already, with the devices that it has
-        jax.config.update("jax_num_cpu_devices", min(cores, 8))
-
-    from research.statistical import aligner
+    from research.statistical import aligner, aligner_run
 
     start = time.monotonic()
     fields = {f.name: getattr(options, f.name) for f in dataclasses.fields(aligner.Aligner)}
     how = aligner.Aligner(**fields)
-    how.validate()
+    trained = None
+    if options.run is not None:
+        trained = _trained(options, how)
+    else:
+        how.validate()
+    if options.out is not None:
+        aligner_run.check_free(Path(options.out))
     sides = aligner.read_sentences(Path(source), Path(target), message)
-    found = aligner.align(*sides, aligner=how, report=message)
+    if trained is not None:
+        found = aligner.apply(trained, *sides)
+    else:
+        trained, found = aligner.train(*sides, aligner=how, report=message)
+        if options.out is not None:
+            aligner_run.save(trained, Path(options.out))
     if options.json:
         counts = {"pairs": len(found), "links": len(found.source), "empty": found.empty}
         counts |= {"too_long": found.too_long}
@@ -68,3 +83,105 @@ def align(source: str, target: str, *, options: Align, overrides: Mapping[str, s
         f"{len(found.source):,} links in {len(found):,} sentence pairs, {time.monotonic() - start:.0f} s"
         + (f"; without links: {', '.join(left)}" if left else "")
     )
+    if options.out is not None:
+        message(f"run directory: {options.out}; next: headway align --run {options.out} SOURCE TARGET")
+
+
+def _share_out() -> None:
+    """Sets JAX up for expectations, before it starts.
+
+    They are many small operations: sentence pairs shared out to the cores are faster than each one shared out
+    by itself.
+    """
+    import jax
+
+    from research.scale.host_memory import keep_freed_memory
+
+    keep_freed_memory()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(RuntimeError):  # JAX runs already, with the devices that it has
+        jax.config.update("jax_num_cpu_devices", min(cores, 8))
+
+
+def _trained(options: Align, how: Aligner) -> Trained:
+    """Returns the aligner of --run, with the threshold and the symmetrisation that were asked for."""
+    from research.statistical import aligner, aligner_run
+
+    assert options.run is not None
+    if options.out is not None:
+        raise UserError("align: --run uses what was trained, --out saves what is trained now: leave one out")
+    default = aligner.Aligner()
+    for name in ("model", "prior", "keep_case"):
+        if getattr(how, name) != getattr(default, name):
+            option = name.replace("_", "-")
+            raise UserError(
+                f"align: --{option} is for training, and --run {options.run} is trained: leave it out"
+            )
+    trained = aligner_run.load(Path(options.run))
+    changed = {
+        name: getattr(how, name)
+        for name in ("symmetrize", "threshold")
+        if getattr(how, name) != getattr(default, name)
+    }
+    own = dataclasses.replace(trained.aligner, **changed)
+    own.validate()
+    return dataclasses.replace(trained, aligner=own)
+
+
+def evaluate(
+    target: str, gold: str | None, pictures: str | None, overrides: Mapping[str, str], *, as_json: bool
+) -> None:
+    """Prints precision, recall and alignment error rate of links, or of a trained aligner's, against gold.
+
+    Args:
+      target: file of links, i-j from 0, or run directory of an aligner.
+      gold: file of gold links, of the WPT or the NAACL form.
+      pictures: directory to draw alignments in.
+      overrides: data.source and data.target, the text; a run needs it, links are checked against it.
+      as_json: print one JSON object.
+    """
+    from research.data.parallel import lines_of
+    from research.evaluation.alignment import alignment_score, parse_gold, parse_links
+    from research.statistical.aligner import read_sentences
+
+    unknown = [name for name in overrides if name not in ("data.source", "data.target")]
+    if unknown:
+        raise UserError(f"evaluate: --{unknown[0]} has nothing to do with --task alignment")
+    if gold is None:
+        raise UserError(
+            "evaluate: --task alignment needs --gold FILE: lines of i-j (sure) and ipj (possible), from 1"
+        )
+    is_run = Path(target).is_dir()
+    if len(overrides) == 1 or (not overrides and (is_run or pictures)):
+        needs = f"the run {target}" if is_run else "--pictures" if pictures else "the text"
+        raise UserError(f"evaluate: {needs} needs both sides: --data.source FILE --data.target FILE")
+    sides = None
+    if overrides:
+        sides = read_sentences(Path(overrides["data.source"]), Path(overrides["data.target"]), message)
+    lengths = sides and [(len(e), len(f)) for e, f in zip(*sides, strict=True)]
+    if is_run:
+        _share_out()
+        from research.statistical import aligner, aligner_run
+
+        assert sides is not None
+        found = aligner.apply(aligner_run.load(Path(target)), *sides)
+        links = [set(found.links(pair)) for pair in range(len(found))]
+    else:
+        links = parse_links(lines_of(Path(target)), target, lengths)
+    expected = parse_gold(lines_of(Path(gold)), gold, lengths)
+    score = alignment_score(links, expected)
+    result = {"pairs": len(links), **dataclasses.asdict(score)}
+    if pictures is not None:
+        from research.report.alignments import write_pictures
+
+        assert sides is not None
+        result["report"] = str(write_pictures(Path(pictures), *sides, links, expected, score))
+    if as_json:
+        print(json.dumps(result))
+        return
+    print(
+        f"precision {100 * score.precision:.2f} %, recall {100 * score.recall:.2f} %, "
+        f"AER {100 * score.aer:.2f} % ({score.links:,} links in {len(links):,} sentence pairs)"
+    )
+    if pictures is not None:
+        print(f"pictures: {result['report']}")

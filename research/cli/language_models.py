@@ -5,14 +5,18 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from research.cli import masked_language_models, translation
+from research.cli import alignment, masked_language_models, translation
 from research.cli.command import message
-from research.errors import UserError
+from research.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from research.training.trained import Trained
+
+
+_TASKS = ("alignment", "blimp")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,11 +24,17 @@ class Evaluate:
     """Measures a run: a language model on its validation text, or on all of another text (--data.path P; with
     --data.split documents or tail, on the part of it that training would hold out); a translation model on
     its test sets, or on two files (--data.source S --data.target T). With --task blimp, a language model on
-    minimal pairs (--data.path FILE)."""
+    minimal pairs (--data.path FILE). With --task alignment, links of words."""
 
     task: str | None = None
-    """"blimp": the share of minimal pairs whose grammatical sentence the model finds likelier."""
-
+    """"blimp": the share of minimal pairs whose grammatical sentence the model finds likelier. "alignment":
+    precision, recall and error rate of a file of links (in place of RUN) or of a trained aligner, against
+    --gold."""
+    gold: str | None = None
+    """File of gold links for --task alignment: i-j sure, ipj possible, from 1, a line for each sentence pair;
+    or lines of NUMBER i j [S|P]."""
+    pictures: str | None = None
+    """Directory to draw alignments in, beside the gold links, those with most errors first."""
     checkpoint: str = "best"
     """Checkpoint to load: best (lowest validation loss), newest, or a step."""
     beam: int = 5
@@ -74,9 +84,16 @@ def evaluate(target: str, options: Evaluate, overrides: Mapping[str, str]) -> No
     from research.training.overrides import override
     from research.training.trained import load
 
+    if options.task not in (None, *_TASKS):
+        raise UserError(f"evaluate: unknown task {options.task!r}{nearest(options.task, _TASKS)}")
+    if options.task == "alignment" or (options.task is None and (Path(target) / "aligner.json").is_file()):
+        alignment.evaluate(target, options.gold, options.pictures, overrides, as_json=options.json)
+        return
+    if options.gold is not None or options.pictures is not None:
+        raise UserError("evaluate: --gold and --pictures go with --task alignment")
     trained = load(target, options.checkpoint)
     if options.task is not None:
-        masked_language_models.evaluate_task(trained, options.task, overrides, as_json=options.json)
+        masked_language_models.evaluate_pairs(trained, overrides, as_json=options.json)
         return
     if isinstance(trained.experiment.objective, Translation):
         beam = Beam(options.beam, options.length_penalty)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from research.cli.command import message
-from research.errors import UserError, nearest
+from research.errors import UserError
 
 if TYPE_CHECKING:
     from research.data.masked_text import MaskedText
@@ -65,12 +65,10 @@ def evaluate(trained: Trained, data: MaskedText, *, whole: bool, as_json: bool) 
     )
 
 
-def evaluate_task(trained: Trained, task: str, overrides: Mapping[str, str], *, as_json: bool) -> None:
+def evaluate_pairs(trained: Trained, overrides: Mapping[str, str], *, as_json: bool) -> None:
     """Prints a table of accuracies on minimal pairs, by phenomenon, published ones beside it."""
     from research.training import grammar
 
-    if task != "blimp":
-        raise UserError(f"--task {task!r} is unknown{nearest(task, ('blimp',))}")
     if "data.path" not in overrides:
         raise UserError(
             "--task blimp needs --data.path FILE: JSON lines with sentence_good, sentence_bad, UID and "

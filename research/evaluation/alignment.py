@@ -18,6 +18,7 @@ from research.errors import UserError
 
 Link = tuple[int, int]
 
+_PHARAOH = re.compile(r"([0-9]+)-([0-9]+)(?::[0-9.eE+-]+)?")
 _COMPACT = re.compile(r"([1-9][0-9]*)([-p])([1-9][0-9]*)")
 
 
@@ -61,6 +62,44 @@ def alignment_score(links: Sequence[Collection[Link]], gold: Sequence[Gold]) -> 
     )
 
 
+def parse_links(
+    lines: Iterable[str], name: str, lengths: Sequence[tuple[int, int]] | None = None
+) -> list[set[Link]]:
+    """Reads links as ``headway align`` writes them: ``i-j`` or ``i-j:probability``, from 0, a line for each
+    sentence pair.
+
+    Args:
+      lines: the lines.
+      name: where they are from, for messages.
+      lengths: source and target words of the sentence pairs, which no link may leave.
+
+    Raises:
+      UserError: a line cannot be read, names a word that its sentence does not have, or there are not as many
+        as sentence pairs.
+    """
+    found: list[set[Link]] = []
+    for number, line in enumerate(lines, start=1):
+        found.append(set())
+        for text in line.split():
+            match = _PHARAOH.fullmatch(text)
+            if not match:
+                raise UserError(f"{name}, line {number}: {text!r} is no link: expected i-j, from 0")
+            found[-1].add((int(match[1]), int(match[2])))
+        if lengths is not None and number <= len(lengths):
+            source, target = lengths[number - 1]
+            outside = [link for link in found[-1] if link[0] >= source or link[1] >= target]
+            if outside:
+                raise UserError(
+                    f"{name}, line {number}: link {outside[0][0]}-{outside[0][1]} is outside its sentence "
+                    f"pair, which has {source} source and {target} target words (links count from 0)"
+                )
+    if lengths is not None and len(found) != len(lengths):
+        raise UserError(
+            f"{name} has {len(found):,} lines of links, and the text {len(lengths):,} sentence pairs"
+        )
+    return found
+
+
 def parse_gold(
     lines: Iterable[str], name: str, lengths: Sequence[tuple[int, int]] | None = None
 ) -> list[Gold]:
@@ -84,6 +123,11 @@ def parse_gold(
     count = max((pair for _, pair, _, _ in links), default=0) + 1 if numbered else len(rows)
     if lengths is not None and count > len(lengths):
         raise UserError(f"{name}: gold links for {count} sentence pairs, but there are {len(lengths)}")
+    if lengths is not None and not numbered and count < len(lengths):
+        raise UserError(
+            f"{name}: gold links for {count} sentence pairs, but there are {len(lengths)}; "
+            f"head -n {count} keeps the first {count}"
+        )
     sure: list[set[Link]] = [set() for _ in range(count if lengths is None else len(lengths))]
     possible: list[set[Link]] = [set() for _ in sure]
     for line, pair, (i, j), is_sure in links:

@@ -10,16 +10,18 @@ from pathlib import Path
 
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float32, Int32, Int64
+from jaxtyping import Float16, Float32, Int32, Int64
 
 from research.data.parallel import lines_of
 from research.errors import UserError, nearest
-from research.statistical import directional, joint
+from research.statistical import directional, estimators, fertility
 from research.statistical.bitext import LONGEST, Bitext, make_bitext
+from research.statistical.directional import Decision, Direction, links_of
 from research.statistical.symmetrization import SYMMETRIZATIONS, Link
 
-MODELS = ("joint", *directional.SCHEDULES)
-"""What can align: both directions trained to agree, or each by itself with a model of ``directional``."""
+MODELS = ("joint", *directional.SCHEDULES, *fertility.SCHEDULES)
+"""What can align: both directions trained to agree, or each by itself, with a model of ``directional`` or of
+``fertility``."""
 
 Report = Callable[[str], None]
 
@@ -62,7 +64,7 @@ class Aligner:
         if self.symmetrize and self.model == "joint":
             raise UserError(
                 "the joint model's links are symmetric: --symmetrize goes with --model "
-                + ", ".join(directional.SCHEDULES)
+                + ", ".join(MODELS[1:])
             )
         if not 0 <= self.threshold < 1:
             raise UserError(f"threshold {self.threshold} is not between 0 and 1")
@@ -78,7 +80,7 @@ class Alignment:
       starts: where the links of each pair begin, and, last, where they end.
       source: source position of each link, from 0.
       target: target position.
-      probability: product of both directions' posteriors; 1 where the model has none.
+      probability: product of both directions' posteriors.
       empty: pairs with a side that has no words: no links.
       too_long: pairs with a side of more than ``LONGEST`` words: no links.
     """
@@ -108,6 +110,23 @@ class Alignment:
             yield " ".join(texts)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trained:
+    """A trained aligner.
+
+    Attributes:
+      aligner: how it was trained.
+      words: words of both sides, by number.
+      entries: source and target word of each pair of words that it has seen together.
+      tables: what it has learnt (see ``estimators``).
+    """
+
+    aligner: Aligner
+    words: tuple[list[str], list[str]]
+    entries: tuple[Int32[np.ndarray, " entries"], Int32[np.ndarray, " entries"]]
+    tables: estimators.Tables
+
+
 def align(
     source: Sequence[Sequence[str]],
     target: Sequence[Sequence[str]],
@@ -116,7 +135,19 @@ def align(
     mesh: Mesh | None = None,
     report: Report = _silent,
 ) -> Alignment:
-    """Aligns the words of sentence pairs, learning from these alone.
+    """Aligns the words of sentence pairs, learning from these alone: ``train`` without what was learnt."""
+    return train(source, target, aligner, mesh=mesh, report=report)[1]
+
+
+def train(
+    source: Sequence[Sequence[str]],
+    target: Sequence[Sequence[str]],
+    aligner: Aligner = Aligner(),
+    *,
+    mesh: Mesh | None = None,
+    report: Report = _silent,
+) -> tuple[Trained, Alignment]:
+    """Learns to align from sentence pairs, and aligns them.
 
     Args:
       source: source sentences as words; a side without words, or with more than ``LONGEST``, has no links.
@@ -129,65 +160,117 @@ def align(
       UserError: there are more sentences on one side, no pair to learn from, or the description is wrong.
     """
     aligner.validate()
-    if len(source) != len(target):
-        raise UserError(
-            f"{len(source):,} source and {len(target):,} target sentences: line n of one must be a "
-            "translation of line n of the other"
-        )
-    shorter = np.array([min(len(e), len(f)) for e, f in zip(source, target, strict=True)], np.int64)
-    longer = np.array([max(len(e), len(f)) for e, f in zip(source, target, strict=True)], np.int64)
-    kept = np.flatnonzero((shorter > 0) & (longer <= LONGEST))
-    empty, too_long = int((shorter == 0).sum()), int(((shorter > 0) & (longer > LONGEST)).sum())
-    if not len(kept):
-        raise UserError(
-            f"there is nothing to align: of {len(source):,} sentence pairs {empty:,} have an empty side and "
-            f"{too_long:,} more than {LONGEST} words"
-        )
-    bitext = make_bitext(*([_words(side[k], aligner) for k in kept.tolist()] for side in (source, target)))
+    text = _Text(source, target, aligner.keep_case)
+    bitext = text.bitext()
     report(
         f"{len(bitext):,} sentence pairs, {len(bitext.source.tokens):,} and {len(bitext.target.tokens):,} "
         f"words, {bitext.entries:,} pairs of words"
     )
-    run = _joint if aligner.model == "joint" else _directions
-    pair, i, j, probability = run(bitext, aligner, mesh, report)
-    pair = kept[bitext.order[pair]]
-    order = np.lexsort((j, i, pair))
-    starts = np.searchsorted(pair[order], np.arange(len(source) + 1))
-    columns = (i[order].astype(np.int32), j[order].astype(np.int32), probability[order].astype(np.float32))
-    return Alignment(starts.astype(np.int64), *columns, empty=empty, too_long=too_long)
+    if aligner.model == "joint":
+        tables, links = estimators.fit_joint(bitext, aligner.prior, mesh, report)
+        columns = _above(bitext, links, aligner.threshold)
+    else:
+        tables, both = estimators.fit_directions(bitext, aligner.model, aligner.prior, mesh, report)
+        columns = _symmetrized(bitext, both, aligner)
+    words = (bitext.source.words, bitext.target.words)
+    trained = Trained(aligner, words, (bitext.entry_source, bitext.entry_target), tables)
+    return trained, text.alignment(bitext, columns)
 
 
-def _words(sentence: Sequence[str], aligner: Aligner) -> Sequence[str]:
-    return sentence if aligner.keep_case else [sys.intern(word.lower()) for word in sentence]
+def apply(
+    trained: Trained,
+    source: Sequence[Sequence[str]],
+    target: Sequence[Sequence[str]],
+    *,
+    mesh: Mesh | None = None,
+) -> Alignment:
+    """Aligns the words of sentence pairs by what was learnt from others.
+
+    Args:
+      trained: from ``train``.
+      source: as in ``train``.
+      target: as in ``train``.
+      mesh: devices to share the work out to; default: all.
+
+    Raises:
+      UserError: there are more sentences on one side, or no pair that can be aligned.
+    """
+    aligner = trained.aligner
+    text = _Text(source, target, aligner.keep_case)
+    bitext = text.bitext(trained.words)
+    known = (len(trained.words[0]), len(trained.words[1]))
+    tables = estimators.move(trained.tables, trained.entries, known, bitext)
+    if aligner.model == "joint":
+        links = estimators.apply_joint(tables, bitext, aligner.prior, mesh)
+        return text.alignment(bitext, _above(bitext, links, aligner.threshold))
+    both = estimators.apply_directions(tables, bitext, aligner.model, mesh)
+    return text.alignment(bitext, _symmetrized(bitext, both, aligner))
 
 
 _Columns = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+"""Sentence pair, source and target position, and probability of each link."""
 
 
-def _joint(bitext: Bitext, aligner: Aligner, mesh: Mesh | None, report: Report) -> _Columns:
-    """Returns pair, source and target position and probability of each link."""
-    model = joint.Joint() if aligner.prior is None else joint.Joint(lexical_prior=aligner.prior)
-    _, memory = joint.train(bitext, model, mesh, report)
-    cells = np.flatnonzero(memory.links > np.float16(aligner.threshold))
+class _Text:
+    """Sentence pairs, and which of them can be aligned."""
+
+    def __init__(
+        self, source: Sequence[Sequence[str]], target: Sequence[Sequence[str]], keep_case: bool
+    ) -> None:
+        if len(source) != len(target):
+            raise UserError(
+                f"{len(source):,} source and {len(target):,} target sentences: line n of one must be a "
+                "translation of line n of the other"
+            )
+        self.sides, self.keep_case = (source, target), keep_case
+        shorter = np.array([min(len(e), len(f)) for e, f in zip(source, target, strict=True)], np.int64)
+        longer = np.array([max(len(e), len(f)) for e, f in zip(source, target, strict=True)], np.int64)
+        self.kept = np.flatnonzero((shorter > 0) & (longer <= LONGEST))
+        self.empty = int((shorter == 0).sum())
+        self.too_long = int(((shorter > 0) & (longer > LONGEST)).sum())
+        if not len(self.kept):
+            raise UserError(
+                f"there is nothing to align: of {len(source):,} sentence pairs {self.empty:,} have an empty "
+                f"side and {self.too_long:,} more than {LONGEST} words"
+            )
+
+    def bitext(self, words: tuple[Sequence[str], Sequence[str]] = ((), ())) -> Bitext:
+        """Returns what can be aligned; ``words`` have their numbers already."""
+        source, target = ([self._words(side[k]) for k in self.kept.tolist()] for side in self.sides)
+        return make_bitext(source, target, words)
+
+    def _words(self, sentence: Sequence[str]) -> Sequence[str]:
+        return sentence if self.keep_case else [sys.intern(word.lower()) for word in sentence]
+
+    def alignment(self, bitext: Bitext, columns: _Columns) -> Alignment:
+        """Returns links of all sentence pairs, in their order."""
+        pair, i, j, probability = columns
+        pair = self.kept[bitext.order[pair]]
+        order = np.lexsort((j, i, pair))
+        starts = np.searchsorted(pair[order], np.arange(len(self.sides[0]) + 1)).astype(np.int64)
+        links = (i[order].astype(np.int32), j[order].astype(np.int32), probability[order].astype(np.float32))
+        return Alignment(starts, *links, empty=self.empty, too_long=self.too_long)
+
+
+def _above(bitext: Bitext, links: Float16[np.ndarray, " cells"], threshold: float) -> _Columns:
+    cells = np.flatnonzero(links > np.float16(threshold))
     pair = np.searchsorted(bitext.cell_starts, cells, side="right") - 1
-    within = cells - bitext.cell_starts[pair]
-    i, j = np.divmod(within, bitext.target.lengths[pair])
-    return pair, i, j, memory.links[cells]
+    i, j = np.divmod(cells - bitext.cell_starts[pair], bitext.target.lengths[pair])
+    return pair, i, j, links[cells]
 
 
-def _directions(bitext: Bitext, aligner: Aligner, mesh: Mesh | None, report: Report) -> _Columns:
-    schedule = directional.SCHEDULES[aligner.model]
-    both = []
-    for backward in (False, True):
-        direction = directional.Direction(bitext, backward)
-        parameters = directional.train(
-            direction, schedule, prior=aligner.prior or 0.0, mesh=mesh, report=report
-        )
-        both.append(directional.best_links(parameters, schedule[-1].positions, direction, mesh=mesh))
+def _symmetrized(bitext: Bitext, both: Sequence[Decision], aligner: Aligner) -> _Columns:
     combine = SYMMETRIZATIONS[aligner.symmetrize or "intersection"]
-    links = [(pair, *link) for pair, sides in enumerate(zip(*both, strict=True)) for link in combine(*sides)]
+    sides = [links_of(Direction(bitext, way == 1), decision.chosen) for way, decision in enumerate(both)]
+    links = [(pair, *link) for pair, two in enumerate(zip(*sides, strict=True)) for link in combine(*two)]
     pair, i, j = np.array(links, np.int64).reshape(-1, 3).T
-    return pair, i, j, np.ones(len(links), np.float32)
+    cells = bitext.cell_starts[pair] + i * bitext.target.lengths[pair] + j
+    return (
+        pair,
+        i,
+        j,
+        both[0].posterior[cells].astype(np.float32) * both[1].posterior[cells].astype(np.float32),
+    )
 
 
 def read_sentences(

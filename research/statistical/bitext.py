@@ -100,24 +100,36 @@ class Batch(NamedTuple):
     target_length: Int32[Any, " batch"]
 
 
-def encode(sentences: Sequence[Sequence[str]]) -> Side:
-    """Numbers the words of ``sentences`` in order of first occurrence."""
-    ids: dict[str, int] = {}
+def encode(sentences: Sequence[Sequence[str]], words: Sequence[str] = ()) -> Side:
+    """Numbers the words of ``sentences``: those of ``words`` by place, others in order of occurrence."""
+    ids = {word: number for number, word in enumerate(words)}
     tokens = [ids.setdefault(word, len(ids)) for sentence in sentences for word in sentence]
     starts = np.zeros(len(sentences) + 1, np.int64)
     np.cumsum([len(sentence) for sentence in sentences], out=starts[1:])
     return Side(list(ids), np.array(tokens, np.int32), starts)
 
 
-def make_bitext(source: Sequence[Sequence[str]], target: Sequence[Sequence[str]]) -> Bitext:
-    """Returns the bitext of tokenised sentence pairs, none of them empty or longer than ``LONGEST``."""
+def make_bitext(
+    source: Sequence[Sequence[str]],
+    target: Sequence[Sequence[str]],
+    words: tuple[Sequence[str], Sequence[str]] = ((), ()),
+) -> Bitext:
+    """Returns the bitext of tokenised sentence pairs, none of them empty or longer than ``LONGEST``.
+
+    Args:
+      source: source sentences.
+      target: target sentences.
+      words: words of both sides that have numbers already: their places.
+    """
     if len(source) != len(target):
         raise ValueError(f"{len(source)} source sentences and {len(target)} target sentences")
     longest = np.array([max(len(e), len(f)) for e, f in zip(source, target, strict=True)], np.int64)
     if len(longest) and not (longest.max() <= LONGEST and all(map(len, source)) and all(map(len, target))):
         raise ValueError(f"a sentence is empty or has more than {LONGEST} words")
     order = np.argsort(longest, kind="stable")
-    e, f = encode([source[k] for k in order]), encode([target[k] for k in order])
+    e, f = (
+        encode([side[k] for k in order], known) for side, known in zip((source, target), words, strict=True)
+    )
     return Bitext(e, f, order, *_entries(e, f))
 
 

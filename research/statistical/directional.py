@@ -15,10 +15,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float32, Int32
+from jaxtyping import Array, Float16, Float32, Int32
 
 from research.statistical import lexicon
-from research.statistical.bitext import Batch, Bitext, Block, blocks, reverse, token_mask, token_range
+from research.statistical.bitext import (
+    Batch,
+    Bitext,
+    Block,
+    blocks,
+    cell_mask,
+    cell_range,
+    reverse,
+    token_mask,
+    token_range,
+)
 from research.statistical.em import device_mesh, make_step, reduce_totals, run_blocks, zeros
 from research.statistical.hmm import Chain
 from research.statistical.lexicon import Lexicon
@@ -178,7 +188,19 @@ def train(
     return parameters
 
 
-def decide(
+class Decision(NamedTuple):
+    """What one direction says of a bitext.
+
+    Attributes:
+      chosen: source position that each generated word comes from, -1 for the empty word.
+      posterior: P(a_j = i | f, e) of every cell, in the order of the bitext's cells.
+    """
+
+    chosen: Int32[np.ndarray, " tokens"]
+    posterior: Float16[np.ndarray, " cells"]
+
+
+def _decide(
     parameters: Parameters,
     totals: Any,
     own: Any,
@@ -186,38 +208,56 @@ def decide(
     *,
     positions: Positions,
     backward: bool,
-) -> tuple[Any, Int32[Array, "batch J"]]:
-    """Returns ``totals``, and where each generated word comes from: -1 is the empty word (see ``em``)."""
+) -> tuple[Any, tuple[Int32[Array, "batch J"], Float16[Array, "batch I J"]]]:
+    """Returns ``totals``, and where each generated word comes from, with posteriors (see ``em``)."""
     batch = reverse(batch) if backward else batch
     emission, empty = lexicon.emissions(parameters.lexicon, batch)
     found = positions.posteriors(
         parameters.positions, emission, empty, batch.source_length, batch.target_length
     )
-    return totals, jnp.where(found.links.max(axis=1) > found.empty, found.links.argmax(axis=1), -1)
+    chosen = jnp.where(found.links.max(axis=1) > found.empty, found.links.argmax(axis=1), -1)
+    return totals, (chosen, found.links.astype(jnp.float16))
 
 
-def best_links(
+def decide(
     parameters: Parameters, positions: Positions, direction: Direction, *, mesh: Mesh | None = None
-) -> list[set[tuple[int, int]]]:
-    """Returns the links (i, j) of every sentence pair, in the order of the bitext.
+) -> Decision:
+    """Returns what a trained direction says of a bitext.
 
-    Each word that is generated has a link to the position of the highest posterior probability, unless the
+    Each word that is generated comes from the position of the highest posterior probability, unless the
     empty word's is higher.
     """
     mesh = mesh or device_mesh()
     bitext = direction.bitext
     side = bitext.source if direction.backward else bitext.target
     chosen = np.zeros(len(side.tokens), np.int32)
+    posterior = np.zeros(len(bitext.cells), np.float16)
 
-    def keep(block: Block, best: Array) -> None:
-        chosen[token_range(side, block)] = np.asarray(best)[token_mask(side, block)]
+    def keep(block: Block, found: tuple[Array, Array]) -> None:
+        best, links = (np.asarray(part) for part in found)
+        chosen[token_range(side, block)] = best[token_mask(side, block)]
+        links = links.transpose(0, 2, 1) if direction.backward else links
+        posterior[cell_range(bitext, block)] = links[cell_mask(bitext, block)]
 
-    step = make_step(decide, mesh, positions=positions, backward=direction.backward)
+    step = make_step(_decide, mesh, positions=positions, backward=direction.backward)
     parameters = jax.device_put(parameters, NamedSharding(mesh, P()))
     found = blocks(bitext, multiple=mesh.size)
     run_blocks(step, parameters, zeros(jnp.float32(0), mesh), bitext, found, mesh, keep=keep)
+    return Decision(chosen, posterior)
+
+
+def links_of(direction: Direction, chosen: Int32[np.ndarray, " tokens"]) -> list[set[tuple[int, int]]]:
+    """Returns the links (i, j) of every sentence pair, in the order of the bitext."""
+    side = direction.bitext.source if direction.backward else direction.bitext.target
     links = []
     for first, last in zip(side.starts[:-1], side.starts[1:], strict=True):
-        made = ((int(i), j) for j, i in enumerate(chosen[first:last]) if i >= 0)
+        made = ((i, j) for j, i in enumerate(chosen[first:last].tolist()) if i >= 0)
         links.append({(j, i) if direction.backward else (i, j) for i, j in made})
     return links
+
+
+def best_links(
+    parameters: Parameters, positions: Positions, direction: Direction, *, mesh: Mesh | None = None
+) -> list[set[tuple[int, int]]]:
+    """Returns the links (i, j) of every sentence pair, in the order of the bitext (see ``decide``)."""
+    return links_of(direction, decide(parameters, positions, direction, mesh=mesh).chosen)

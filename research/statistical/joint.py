@@ -109,6 +109,11 @@ class Beliefs(NamedTuple):
     empty_source: Float16[Any, "batch I"]
 
 
+def chain_of(model: Joint) -> Chain:
+    """Returns the HMM that training ends with."""
+    return Chain(model.empty, smoothing=0.01)
+
+
 def initial_counts(bitext: Bitext) -> Counts:
     """Returns no counts: the priors make every t(f|e) and t(e|f) uniform."""
     sources, targets = len(bitext.source.words), len(bitext.target.words)
@@ -244,7 +249,7 @@ def train(
     counts = initial_counts(bitext)
     stages = (
         (Uniform(model.empty), model.independent_iterations),
-        (Chain(model.empty, smoothing=0.01), model.chain_iterations),
+        (chain_of(model), model.chain_iterations),
     )
     done, total = 0, sum(iterations for _, iterations in stages)
     for positions, iterations in stages:

@@ -202,6 +202,18 @@ class Table:
         values = statistics / jnp.maximum(totals, 1e-30)[parameters.column]
         return parameters._replace(values=values.at[-1].set(0.0))
 
+    def extended(self, trained: TableParameters, like: TableParameters) -> TableParameters:
+        """Returns a table for the lengths of ``like``, uniform where ``trained`` has no value (without J)."""
+        values, known = np.array(like.values), np.asarray(trained.values)
+        starts, widths = (np.asarray(part)[:, 0] for part in (like.start, like.width))
+        theirs = [np.asarray(part)[:, 0] for part in (trained.start, trained.width)]
+        for length in np.flatnonzero(widths[: len(theirs[1])]).tolist():
+            ours, there = int(widths[length]), int(theirs[1][length])
+            for i in range(length + 1 if there else 0):
+                at, start = starts[length] + i * ours, theirs[0][length] + i * there
+                values[at : at + min(ours, there)] = known[start : start + min(ours, there)]
+        return like._replace(values=jnp.asarray(values))
+
 
 class DiagonalStatistics(NamedTuple):
     """Sums over the target words of h = |i / (I + 1) - j / (J + 1)|: of their links, and as expected."""
