@@ -25,11 +25,10 @@ def write_arpa(model: NgramModel, path: Path) -> None:
     size = len(model.words)
     state, word = np.divmod(model.keys, size)
     parents, last = np.divmod(model.contexts, size)
-    depth = np.zeros(len(parents) + 1, np.int64)
+    depth = model.depths
     names = [""] * len(depth)  # the words of each state, each followed by a space
     for number, (parent, of) in enumerate(zip(parents.tolist(), last.tolist(), strict=True), start=1):
         names[number] = f"{names[parent]}{model.words[of]} "
-        depth[number] = depth[parent] + 1
     orders = depth[state] + 1
     own = depth[model.following] == orders  # an n-gram that is a context itself has a weight
     temporary = path.with_name(path.name + ".tmp")

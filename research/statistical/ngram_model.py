@@ -5,9 +5,9 @@ Estimation is that of KenLM's lmplz (Heafield et al., 2013): interpolated modifi
 
     p(w | h) = (a(h w) - D(a(h w))) / a(h) + d(h) / a(h) * p(w | h without its first word)
 
-where a counts occurrences at the highest order and for n-grams that begin a sentence, and else the different
-words seen before the n-gram; D has three values, d(h) is the sum of those used after h. It ends in the uniform
-distribution over the words, the unknown word among them.
+where a counts occurrences at the highest order and for n-grams that begin a sentence, and else the words
+seen before the n-gram, each once; D has three values, d(h) is the sum of those used after h. It ends in the
+uniform distribution over the words, the unknown word among them.
 """
 
 from __future__ import annotations
@@ -81,6 +81,20 @@ class NgramModel:
     def end(self) -> int:
         """Id of </s>: advance with it to score the end of a sentence."""
         return _END
+
+    @functools.cached_property
+    def depths(self) -> Int64[np.ndarray, " states"]:
+        """Words of each state."""
+        before = np.append(0, self.contexts // len(self.words))
+        depths, state = np.zeros(len(before), np.int64), np.arange(len(before))
+        for _ in range(1, self.order):
+            depths += state > 0
+            state = before[state]
+        return depths
+
+    def counts(self) -> list[int]:
+        """Returns the number of n-grams of each order."""
+        return np.bincount(self.depths[self.keys // len(self.words)], minlength=self.order).tolist()
 
     @functools.cached_property
     def _vocabulary(self) -> dict[str, int]:
@@ -328,7 +342,7 @@ def _longest(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Index:
-    """Where each of many keys is, by a hash table with linear probing: no search, hardly a cache line a query.
+    """Where each of many keys is, by a hash table with linear probing.
 
     Attributes:
       slots: keys; -1 where there is none.
@@ -368,6 +382,5 @@ class _Index:
 
     def _first(self, keys: np.ndarray) -> np.ndarray:
         # Fibonacci hashing: the golden ratio spreads consecutive keys; wrapping around is meant.
-        return ((keys.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(self.shift)).astype(
-            np.int64
-        )
+        spread = keys.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        return (spread >> np.uint64(self.shift)).astype(np.int64)
