@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Float64, Int32, Int64
 
 from research.errors import UserError
+from research.statistical.hash_index import HashIndex
 
 UNKNOWN, BEGIN, END = "<unk>", "<s>", "</s>"
 SPECIAL = (UNKNOWN, BEGIN, END)
@@ -47,7 +48,8 @@ class Ngrams(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class NgramModel:
-    """A back-off model as an automaton whose states are the contexts that some n-gram goes on from.
+    """A back-off model as an automaton whose states are the contexts that n-grams go on from or that have a
+    weight.
 
     After any words the state is the longest suffix of them that is such a context: nothing longer can
     matter (Li & Khudanpur, 2008). State 0 is the empty context.
@@ -102,8 +104,8 @@ class NgramModel:
         return {word: id for id, word in enumerate(self.words) if word not in SPECIAL}
 
     @functools.cached_property
-    def _index(self) -> _Index:
-        return _Index.of(self.keys)
+    def _index(self) -> HashIndex:
+        return HashIndex.of(self.keys)
 
     def ids(self, tokens: Iterable[str]) -> Int32[np.ndarray, " tokens"]:
         """Returns the ids of words, that of <unk> for those that are not in the vocabulary."""
@@ -288,7 +290,9 @@ def assemble(words: Sequence[str], ngrams: Sequence[Ngrams]) -> NgramModel:
     for k in range(len(ngrams) - 1):
         longer = range(k + 1, len(ngrams))
         keys = {j: states[j] * size + ngrams[j].rows[:, k] for j in longer}
-        level = np.unique(np.concatenate(list(keys.values())))
+        weighted = ngrams[k].backoffs != 0  # a weight counts even where nothing goes on
+        own = states[k][weighted] * size + ngrams[k].rows[weighted, k]
+        level = np.unique(np.concatenate([own, *keys.values()]))
         for j in longer:
             states[j] = firsts[-1] + np.searchsorted(level, keys[j])
         contexts = np.concatenate([contexts, level])
@@ -310,7 +314,7 @@ def assemble(words: Sequence[str], ngrams: Sequence[Ngrams]) -> NgramModel:
     if len(contexts):
         is_context = contexts[at] == all_keys
         backoffs[at[is_context] + 1] = np.concatenate([f.backoffs for f in ngrams])[order][is_context]
-    return NgramModel(
+    model = NgramModel(
         order=len(ngrams),
         words=tuple(words),
         contexts=contexts,
@@ -319,6 +323,25 @@ def assemble(words: Sequence[str], ngrams: Sequence[Ngrams]) -> NgramModel:
         keys=all_keys,
         log_probabilities=np.concatenate([found.log_probabilities for found in ngrams])[order],
         following=_longest(contexts, shorter, *np.divmod(all_keys, size), size).astype(np.int32),
+    )
+    return _with_prefixes(model)
+
+
+def _with_prefixes(model: NgramModel) -> NgramModel:
+    """Adds contexts that are no n-grams themselves, with the probability that backing off gives them: words
+    must lead from state to state."""
+    missing = np.setdiff1d(model.contexts, model.keys)
+    if not len(missing):
+        return model
+    state, word = (part.astype(np.int32) for part in np.divmod(missing, len(model.words)))
+    following = (np.searchsorted(model.contexts, missing) + 1).astype(np.int32)
+    keys = np.concatenate([model.keys, missing])
+    order = np.argsort(keys)
+    return dataclasses.replace(
+        model,
+        keys=keys[order],
+        log_probabilities=np.append(model.log_probabilities, model.advance(state, word)[0])[order],
+        following=np.append(model.following, following)[order],
     )
 
 
@@ -338,49 +361,3 @@ def _longest(
         left = ~found & (states > 0)
         waiting, states, words = waiting[left], shorter[states[left]], words[left]
     return result
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Index:
-    """Where each of many keys is, by a hash table with linear probing.
-
-    Attributes:
-      slots: keys; -1 where there is none.
-      places: place of each slot's key; -1 where there is none.
-      shift: bits of the hash that are not used.
-    """
-
-    slots: Int64[np.ndarray, " slots"]
-    places: Int32[np.ndarray, " slots"]
-    shift: int
-
-    @classmethod
-    def of(cls, keys: Int64[np.ndarray, " keys"]) -> _Index:
-        """Returns the index of different keys, none of them negative."""
-        bits = max(int(2 * len(keys)).bit_length(), 4)
-        index = cls(np.full(1 << bits, -1), np.full(1 << bits, -1, np.int32), 64 - bits)
-        waiting = np.arange(len(keys))
-        slots = index._first(keys)
-        while len(waiting):
-            free = index.slots[slots] < 0
-            index.slots[slots[free]] = keys[waiting[free]]  # of several that want one slot, the last gets it
-            placed = index.slots[slots] == keys[waiting]
-            index.places[slots[placed]] = waiting[placed]
-            waiting, slots = waiting[~placed], (slots[~placed] + 1) & (len(index.slots) - 1)
-        return index
-
-    def find(self, keys: Int64[np.ndarray, " queries"]) -> Int32[np.ndarray, " queries"]:
-        """Returns the place of each key, -1 if it is not there."""
-        slots = self._first(keys)
-        found = self.slots[slots]
-        waiting = np.flatnonzero((found != keys) & (found >= 0))
-        while len(waiting):
-            slots[waiting] = (slots[waiting] + 1) & (len(self.slots) - 1)
-            found = self.slots[slots[waiting]]
-            waiting = waiting[(found != keys[waiting]) & (found >= 0)]
-        return self.places[slots]
-
-    def _first(self, keys: np.ndarray) -> np.ndarray:
-        # Fibonacci hashing: the golden ratio spreads consecutive keys; wrapping around is meant.
-        spread = keys.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-        return (spread >> np.uint64(self.shift)).astype(np.int64)

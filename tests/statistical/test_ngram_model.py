@@ -16,7 +16,8 @@ from kneser_ney import DictionaryKneserNey
 
 from research.errors import UserError
 from research.statistical.arpa import read_arpa, write_arpa
-from research.statistical.ngram_model import Ngrams, _Index, assemble, estimate, perplexity
+from research.statistical.hash_index import HashIndex
+from research.statistical.ngram_model import Ngrams, assemble, estimate, perplexity
 
 
 def text(sentences=60, words="abcdefg", seed=0):
@@ -90,8 +91,8 @@ def test_an_arpa_file_is_the_model_again(tmp_path, suffix):
     assert again.words == model.words
     for name in ("contexts", "shorter", "keys", "following"):
         np.testing.assert_array_equal(getattr(again, name), getattr(model, name))
-    np.testing.assert_allclose(again.log_probabilities, model.log_probabilities, rtol=2e-7)
-    np.testing.assert_allclose(again.backoffs, model.backoffs, rtol=2e-7, atol=1e-12)
+    np.testing.assert_allclose(again.log_probabilities, model.log_probabilities, rtol=5e-7)
+    np.testing.assert_allclose(again.backoffs, model.backoffs, rtol=5e-7, atol=1e-12)
     write_arpa(again, tmp_path / "again.arpa")
     assert (tmp_path / "again.arpa").read_text() == (tmp_path / "lm.arpa").read_text()
 
@@ -130,7 +131,7 @@ def test_a_model_that_lacks_prefixes_and_the_unknown_word(tmp_path):
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        (lambda t: t[: t.index("\\3-grams")], "is cut short: it ends at line 13, before \\3-grams:"),
+        (lambda t: t[: t.index("\\3-grams")], "is cut short: it ends at line 14, before \\3-grams:"),
         (lambda t: t[: t.index("-0.5	a")], "is cut short: of 4 1-grams that its header promises"),
         (lambda t: t[: t.index("\n\\end")], "is cut short: it ends at line 16, before \\end\\"),
         (lambda t: t.replace("ngram 2=1", "ngram 2=2"), "line 14: expected log10 p, 2 words"),
@@ -163,7 +164,7 @@ def test_text_that_gives_no_model(sentences):
 
 def test_the_index_finds_what_is_there_and_nothing_else():
     keys = np.unique(np.random.default_rng(0).integers(0, 1 << 40, 5000))
-    index = _Index.of(keys)
+    index = HashIndex.of(keys)
     np.testing.assert_array_equal(index.find(keys), np.arange(len(keys)))
     others = np.setdiff1d(keys + 1, keys)
     assert (index.find(others) == -1).all()
