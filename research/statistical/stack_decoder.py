@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Float64, Int32, Int64, UInt64
 
 from research.errors import UserError
-from research.statistical.language_model import LanguageModel, extend
+from research.statistical.language_model import LanguageModel, TargetPhrases, extend
 from research.statistical.translation_options import OWN, SentenceOptions
 
 MONOTONE, SWAP, DISCONTINUOUS = range(3)
@@ -98,8 +98,7 @@ class _Sentence:
       start: first word of each option's span.
       end: the word after its last.
       tail: a number for each (span, follow): what matters to the next option.
-      lengths: target words.
-      words: target words as ids.
+      translations: target words of each option.
       within: best score of covering words [i, i + width).
       suffix: best score of covering words [i, length).
     """
@@ -114,8 +113,7 @@ class _Sentence:
     start: Int64[np.ndarray, " options_and_none"]
     end: Int64[np.ndarray, " options_and_none"]
     tail: Int64[np.ndarray, " options"]
-    lengths: Int32[np.ndarray, " options"]
-    words: Int32[np.ndarray, "options width"]
+    translations: TargetPhrases
     within: Float64[np.ndarray, "places widths"]
     suffix: Float64[np.ndarray, " places"]
 
@@ -213,8 +211,7 @@ def _weighted(options: SentenceOptions, weights: np.ndarray, how: Search) -> _Se
         start=np.append(options.start[span], -1),
         end=np.append(options.end[span], 0),
         tail=tail,
-        lengths=options.lengths,
-        words=options.words,
+        translations=options.translations,
         within=within,
         suffix=suffix,
     )
@@ -369,10 +366,9 @@ def _in_context(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the log-probability of each option after its state, and the state after it."""
     # Many hypotheses share a state.
-    key = state.astype(np.int64) * len(sentence.lengths) + option
+    key = state.astype(np.int64) * len(sentence.tail) + option
     _, first, place = np.unique(key, return_index=True, return_inverse=True)
-    distinct = option[first]
-    log_p, after = extend(model, state[first], sentence.words[distinct], sentence.lengths[distinct])
+    log_p, after = extend(model, state[first], sentence.translations, option[first])
     return log_p[place], after[place]
 
 

@@ -11,10 +11,10 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int32, Int64
+from jaxtyping import Float32, Float64, Int64
 
 from research.errors import UserError, nearest
-from research.statistical.language_model import EMPTY, LanguageModel, extend
+from research.statistical.language_model import LanguageModel, TargetPhrases, target_phrases
 from research.statistical.phrase_table import PhraseTable
 
 FEATURES = (
@@ -83,8 +83,7 @@ class PhraseOptions:
       longest: words of the longest phrase.
       starts: first translation of each phrase and, last, the number of translations.
       targets: words of each translation.
-      words: the same as ids of the language model, filled up with 0.
-      lengths: words of each translation.
+      translations: the same for the language model.
       features: values of the first ``OWN`` features; that of the language model is without context.
       reordering: log-probabilities, in the order of the last six features.
     """
@@ -93,8 +92,7 @@ class PhraseOptions:
     longest: int
     starts: Int64[np.ndarray, " phrases_and_end"]
     targets: list[tuple[str, ...]]
-    words: Int32[np.ndarray, "options width"]
-    lengths: Int32[np.ndarray, " options"]
+    translations: TargetPhrases
     features: Float32[np.ndarray, "options own"]
     reordering: Float32[np.ndarray, "options six"]
 
@@ -110,8 +108,7 @@ class PhraseOptions:
             self,
             starts=starts.astype(np.int64),
             targets=[self.targets[row] for row in kept.tolist()],
-            words=self.words[kept],
-            lengths=self.lengths[kept],
+            translations=self.translations.take(kept),
             features=self.features[kept],
             reordering=self.reordering[kept],
         )
@@ -133,8 +130,7 @@ class PhraseOptions:
             end=end,
             first=first.astype(np.int64),
             rows=rows,
-            words=self.words[rows],
-            lengths=self.lengths[rows],
+            translations=self.translations.take(rows),
             features=self.features[rows],
             reordering=self.reordering[rows],
         )
@@ -150,8 +146,7 @@ class SentenceOptions:
       end: the source word after its last.
       first: first option of each span and, last, the number of options.
       rows: row of each option in the `PhraseOptions` it came from.
-      words: target words of each option, as there; so are the arrays that follow.
-      lengths: number of target words.
+      translations: target words of each option.
       features: values of the first ``OWN`` features.
       reordering: log-probabilities of the last six.
     """
@@ -161,8 +156,7 @@ class SentenceOptions:
     end: Int64[np.ndarray, " spans"]
     first: Int64[np.ndarray, " spans_and_end"]
     rows: Int64[np.ndarray, " options"]
-    words: Int32[np.ndarray, "options width"]
-    lengths: Int32[np.ndarray, " options"]
+    translations: TargetPhrases
     features: Float32[np.ndarray, "options own"]
     reordering: Float32[np.ndarray, "options six"]
 
@@ -199,17 +193,20 @@ def collect(sentences: Sequence[Sequence[str]], table: PhraseTable, model: Langu
     begin, end = np.array(ranges, np.int64).reshape(-1, 2).T
     starts = np.concatenate([[0], np.cumsum(end - begin)])
     rows = np.repeat(begin - starts[:-1], end - begin) + np.arange(starts[-1])
-    lengths = np.array([len(words) for words in targets], np.int32)
-    words = np.zeros((len(targets), int(lengths.max(initial=1))), np.int32)
-    words[np.arange(words.shape[1]) < lengths[:, None]] = model.ids([word for t in targets for word in t])
+    translations, alone = target_phrases(targets, model)
+    features = np.zeros((len(rows), OWN), np.float32)
+    features[:, 0] = alone
+    features[:, 2] = translations.lengths
+    features[:, 3] = 1
+    features[:, 4] = rows < 0
+    features[:, 5:] = _known(table.scores, rows)
     return PhraseOptions(
         phrases=phrases,
         longest=longest,
         starts=starts.astype(np.int64),
         targets=targets,
-        words=words,
-        lengths=lengths,
-        features=_own_features(table, rows, words, lengths, model),
+        translations=translations,
+        features=features,
         reordering=_known(table.reordering, rows),
     )
 
@@ -218,19 +215,6 @@ def _spans(length: int, longest: int) -> list[tuple[int, int]]:
     return [
         (start, end) for start in range(length) for end in range(start + 1, min(start + longest, length) + 1)
     ]
-
-
-def _own_features(
-    table: PhraseTable, rows: np.ndarray, words: np.ndarray, lengths: np.ndarray, model: LanguageModel
-) -> np.ndarray:
-    alone, _ = extend(model, np.full(len(rows), EMPTY, np.int32), words, lengths)
-    features = np.zeros((len(rows), OWN), np.float32)
-    features[:, 0] = alone
-    features[:, 2] = lengths
-    features[:, 3] = 1
-    features[:, 4] = rows < 0
-    features[:, 5:] = _known(table.scores, rows)
-    return features
 
 
 def _known(values: np.ndarray, rows: np.ndarray) -> Float32[np.ndarray, "options columns"]:

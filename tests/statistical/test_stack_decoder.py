@@ -49,7 +49,7 @@ def test_longer_sentences_are_enumerated_too():
         assert found.words == expected[1]
 
 
-@pytest.mark.parametrize("length", [1, 13, 63, 64, 65, 150])
+@pytest.mark.parametrize("length", [1, 13, 64, 65, 90])
 @pytest.mark.parametrize("limit", [None, 0, 6])
 def test_every_word_is_translated_once_within_the_limit(length, limit):
     table, weights = table_of(3), random_weights(3)
@@ -92,7 +92,7 @@ def test_derivations_of_a_lattice_are_all_there_the_best_first():
 def test_a_wider_search_finds_better_translations():
     table, weights = table_of(5), random_weights(5)
     rng = np.random.default_rng(0)
-    sentences = [rng.choice(ENGLISH, 8).tolist() for _ in range(6)]
+    sentences = [rng.choice(ENGLISH, 7).tolist() for _ in range(6)]
 
     def total(how):
         return sum(row[0].score for row in PhraseDecoder(table, MODEL, weights, how).translate(sentences))
