@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,17 +34,12 @@ class Align:
 
 def align(source: str, target: str, *, options: Align, overrides: Mapping[str, str]) -> None:
     """Runs ``headway align``."""
-    import jax
-
     from research.scale.host_memory import keep_freed_memory
+    from research.statistical import aligner
+    from research.statistical.em import device_per_core
 
     keep_freed_memory()
-    # Expectations are many small operations: sentence pairs shared out to the cores are faster than each one
-    # shared out by itself.
-    with contextlib.suppress(RuntimeError):  # JAX runs already, with the devices that it has
-        jax.config.update("jax_num_cpu_devices", min(len(os.sched_getaffinity(0)), 8))
-
-    from research.statistical import aligner
+    device_per_core()
 
     start = time.monotonic()
     fields = {f.name: getattr(options, f.name) for f in dataclasses.fields(aligner.Aligner)}

@@ -10,9 +10,13 @@ import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from research.cli.command import experiment_of, message
+from research.cli.command import description_of, message
 from research.errors import UserError
+
+if TYPE_CHECKING:
+    from research.training.experiment import Experiment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,9 +44,9 @@ class Show:
 
 def train(target: str, options: Train, overrides: Mapping[str, str]) -> None:
     """Trains, and prints what came of it."""
-    experiment = experiment_of(target, overrides, options)
+    description = description_of(target, overrides, options)
     profile = _window(options.profile)
-    directory = Path(options.workdir or (target if os.path.isdir(target) else f"runs/{experiment.name}"))
+    directory = Path(options.workdir or (target if os.path.isdir(target) else f"runs/{description.name}"))
 
     from research.scale.host_memory import keep_freed_memory
 
@@ -50,9 +54,15 @@ def train(target: str, options: Train, overrides: Mapping[str, str]) -> None:
     logging.basicConfig(format="%(message)s", stream=sys.stderr, force=True)
     logging.getLogger("research").setLevel(logging.INFO)
 
-    from research.training.session import run
+    from research.training import phrase_training, session
+    from research.training.experiment import Experiment
 
-    result = run(experiment, directory, profile=profile, report=message)
+    if isinstance(description, Experiment):
+        result = session.run(description, directory, profile=profile, report=message)
+    elif profile is None:
+        result = phrase_training.run(description, directory, report=message)
+    else:
+        raise UserError(f"--profile: {target} does not train by steps")
     if options.json:
         print(json.dumps(result.to_json()))
         return
@@ -70,8 +80,21 @@ def show(target: str, options: Show, overrides: Mapping[str, str]) -> None:
     run = options.workdir or (target if os.path.isdir(target) else None)
     if run and overrides:
         raise UserError(f"show: the description of a run is what it is: leave out --{next(iter(overrides))}")
-    experiment = experiment_of(run or target, overrides, options)
+    description = description_of(run or target, overrides, options)
 
+    from research.training.experiment import Experiment
+
+    if not isinstance(description, Experiment):
+        from research.training.description import to_json
+        from research.training.trained_phrases import load, text
+
+        found = load(run).summary() if run else {"experiment": to_json(description)}
+        print(json.dumps(found) if options.json else text(found))
+        return
+    _show_network(description, run, options)
+
+
+def _show_network(experiment: Experiment, run: str | None, options: Show) -> None:
     from research.training.summary import run_summary, summary, text
 
     if run:

@@ -70,13 +70,18 @@ def evaluate(target: str, options: Evaluate, overrides: Mapping[str, str]) -> No
     from research.objectives.recall import Recall
     from research.objectives.translation import Translation
     from research.training import language_model
-    from research.training.description import kind
+    from research.training.description import kind, load_description
+    from research.training.experiment import Experiment
     from research.training.overrides import override
     from research.training.trained import load
+    from research.training.trained_phrases import load as load_phrases
 
+    beam = Beam(options.beam, options.length_penalty)
+    if not isinstance(load_description(target), Experiment):
+        translation.evaluate(load_phrases(target), overrides, beam, as_json=options.json)
+        return
     trained = load(target, options.checkpoint)
     if isinstance(trained.experiment.objective, Translation):
-        beam = Beam(options.beam, options.length_penalty)
         translation.evaluate(trained, overrides, beam, as_json=options.json)
         return
     if options.task is not None:

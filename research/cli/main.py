@@ -98,12 +98,12 @@ def _help(name: str, command: Command, rest: list[str]) -> str:
 
 
 def _experiment_help(command: Command, rest: list[str]) -> list[str]:
-    from research.training.description import load_experiment
+    from research.training.description import Description, load_description
     from research.training.experiment import Experiment
     from research.training.overrides import choices, override, split_options
 
     targets, given = split_options(rest, flags={"json"})
-    experiment = load_experiment(targets[0]) if targets else Experiment(name="NAME")
+    experiment: Description = load_description(targets[0]) if targets else Experiment(name="NAME")
     own = {field.name for field in dataclasses.fields(command.options)}
     experiment = override(experiment, {field: text for field, text in given.items() if field not in own})
     values = f"those of {targets[0]}" if targets else "general; a file sets its own"
