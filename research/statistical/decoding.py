@@ -6,6 +6,8 @@ import concurrent.futures
 import dataclasses
 import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -203,8 +205,18 @@ _task: _Task
 
 
 def _start(task: _Task) -> None:
+    """Prepares a process: Ctrl-C is the parent's business, and nothing outlives the parent."""
     global _task
     _task = task
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _run(share: _Share) -> list[list[_Found]]:

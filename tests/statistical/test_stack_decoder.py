@@ -2,6 +2,11 @@
 
 import dataclasses
 import functools
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -120,6 +125,38 @@ def test_order_is_kept_and_processes_change_nothing():
         assert bool(row[0].words) == bool(sentence)
         alone = decoder.translate([sentence])[0][0]
         assert alone.phrases == row[0].phrases
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+from test_stack_decoder import MODEL, PhraseDecoder, Search, random_weights, table_of
+
+def kill(done):
+    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+if __name__ == "__main__":
+    import multiprocessing
+    decoder = PhraseDecoder(table_of(1), MODEL, random_weights(1), Search(stack=5, candidates=20))
+    decoder.translate([["the", "house"]] * 200, processes=2, progress=kill)
+"""
+
+
+@pytest.mark.slow
+def test_processes_end_with_the_one_that_started_them(tmp_path):
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    command = [sys.executable, str(script), str(Path(__file__).parent)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL
+    waiting = [int(number) for number in done.stdout.split()]
+    assert waiting
+    deadline = time.monotonic() + 30
+    while waiting and time.monotonic() < deadline:
+        waiting = [number for number in waiting if Path(f"/proc/{number}").exists()]
+        time.sleep(0.1)
+    assert not waiting
 
 
 def test_unknown_words_are_copied():
