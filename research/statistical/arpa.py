@@ -10,6 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
 
 from research.data.parallel import lines_of
 from research.errors import UserError
@@ -65,14 +68,15 @@ def read_arpa(path: Path) -> NgramModel:
         line = lines.next_with_text(f"\\{n}-grams:")
         if line != f"\\{n}-grams:":
             raise lines.error(f"expected \\{n}-grams:, found {line[:40]!r}")
-        probabilities, texts, backoffs = lines.take(size, n, len(sizes))
+        probabilities, words, backoffs = lines.take(size, n)
         if n == 1:
-            ids = _vocabulary([text[0] for text in texts])
-        try:
-            rows = np.array([[ids[word] for word in text] for text in texts], np.int32).reshape(-1, n)
-        except KeyError as error:
-            raise UserError(f"{path}: the word {error.args[0]!r} of the {n}-grams is no 1-gram") from None
-        found.append(Ngrams(rows, np.array(probabilities) * _LN10, np.array(backoffs) * _LN10))
+            ids = _vocabulary(words.to_pylist())
+            known = pa.array(list(ids))
+        rows = pc.index_in(words, known)
+        if rows.null_count:
+            word = words.filter(rows.is_null())[0].as_py()
+            raise UserError(f"{path}: the word {word!r} of the {n}-grams is no 1-gram")
+        found.append(Ngrams(rows.to_numpy().reshape(-1, n), probabilities * _LN10, backoffs * _LN10))
     if (line := lines.next_with_text("\\end\\")) != "\\end\\":
         raise lines.error(f"expected \\end\\, found {line[:40]!r}")
     return assemble(list(ids), [_complete(found[0], len(ids)), *found[1:]])
@@ -114,32 +118,63 @@ class _Lines:
                 return line.strip()
         raise UserError(f"{self.path} is cut short: it ends at line {self.number}, before {wanted}")
 
-    def take(self, count: int, n: int, order: int) -> tuple[list[float], list[list[str]], list[float]]:
-        """Returns log10 p, words and log10 backoff of the next ``count`` lines, each an n-gram."""
-        probabilities, texts, backoffs = [], [], []
-        for line in itertools.islice(self._lines, count):
-            self.number += 1
-            columns = line.split("\t")
-            words = columns[1].split(" ") if len(columns) > 1 else []
-            try:
-                probabilities.append(float(columns[0]))
-                backoffs.append(float(columns[2]) if len(columns) > 2 else 0.0)
-            except ValueError:
-                words = []
-            if len(words) != n or len(columns) > 3 or probabilities[-1] > 0:
-                raise self.error(f"expected log10 p, {n} words and perhaps a weight, found {line[:60]!r}")
-            texts.append(words)
-        if len(texts) < count:
+    def take(self, count: int, n: int) -> tuple[np.ndarray, pa.Array, np.ndarray]:
+        """Returns log10 p, words (n for each) and log10 backoff of the next ``count`` lines: n-grams."""
+        lines = list(itertools.islice(self._lines, count))
+        first, self.number = self.number + 1, self.number + len(lines)
+        if len(lines) < count:
             raise UserError(
-                f"{self.path} is cut short: of {count:,} {n}-grams that its header promises (up to order "
-                f"{order}) {len(texts):,} are there"
+                f"{self.path} is cut short: of {count:,} {n}-grams that its header promises "
+                f"{len(lines):,} are there"
             )
-        return probabilities, texts, backoffs
+        if not count:
+            return np.empty(0), pa.array([], pa.string()), np.empty(0)
+        try:
+            probabilities, texts, backoffs = _columns(lines)
+            words = pc.split_pattern(texts, " ")
+            if not (pc.all(pc.equal(pc.list_value_length(words), n)).as_py() and (probabilities <= 0).all()):
+                raise ValueError("a line is wrong")
+        except ValueError:  # pyarrow's are as well
+            for self.number, line in enumerate(lines, start=first):
+                if not _is_ngram(line, n):
+                    raise self.error(
+                        f"expected log10 p, {n} words and perhaps a weight, found {line[:60]!r}"
+                    ) from None
+            raise
+        return probabilities, words.flatten(), backoffs
 
     def __iter__(self) -> Iterator[str]:
         for line in self._lines:
             self.number += 1
             yield line
+
+
+def _columns(lines: list[str]) -> tuple[np.ndarray, pa.Array, np.ndarray]:
+    """Returns log10 p, words and log10 backoff (or 0) of lines; ValueError if one is wrong."""
+    whole = "\n".join(line if line.count("\t") == 2 else f"{line}\t0" for line in lines) + "\n"
+    names, floating = ("p", "text", "backoff"), pa.float64()
+    found = pa.csv.read_csv(
+        pa.BufferReader(whole.encode()),
+        pa.csv.ReadOptions(column_names=names, block_size=1 << 24),
+        pa.csv.ParseOptions(delimiter="\t", quote_char=False),
+        pa.csv.ConvertOptions(
+            column_types={"p": floating, "text": pa.string(), "backoff": floating}, null_values=[]
+        ),
+    ).combine_chunks()
+    if len(found) != len(lines):
+        raise ValueError("an empty line")
+    p, text, backoff = (found.column(name).combine_chunks() for name in names)
+    return p.to_numpy(), text, backoff.to_numpy()
+
+
+def _is_ngram(line: str, n: int) -> bool:
+    columns = line.split("\t")
+    try:
+        return (
+            float(columns[0]) <= 0 and len(columns[1].split(" ")) == n and math.isfinite(float(*columns[2:]))
+        )
+    except (ValueError, IndexError, TypeError):
+        return False
 
 
 def _header(lines: _Lines) -> list[int]:

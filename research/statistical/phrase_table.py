@@ -118,9 +118,9 @@ def build(
     order = np.flatnonzero(kept)
     order = order[np.lexsort((-scores[order, 2], pairs.source[order]))]
     report(f"{len(order):,} phrase pairs")
-    texts = [_texts(side, numbering) for side, numbering in zip(sides, numberings, strict=True)]
-    rows = [texts[0](pairs.source[order]), texts[1](pairs.target[order])]
-    return _table(*rows, scores[order].astype(np.float32), reordering[order].astype(np.float32))
+    rows = (pairs.source[order], pairs.target[order])
+    texts = [_texts(*each) for each in zip(sides, numberings, rows, strict=True)]
+    return _table(*texts, scores[order].astype(np.float32), reordering[order].astype(np.float32))
 
 
 class _Pairs(NamedTuple):
@@ -221,30 +221,34 @@ def _orientations(values: np.ndarray, pairs: _Pairs) -> Float64[np.ndarray, "pai
     return np.log(smoothed / (pairs.count[:, None] + 3 * _ORIENTATION_PRIOR))
 
 
-def _texts(side: Side, numbering: Numbering) -> Callable[[np.ndarray], list[Phrase]]:
-    """Returns a function from numbers to phrases; equal ones are one object."""
+class _Texts(NamedTuple):
+    """A column of phrases.
 
-    def texts(numbers: np.ndarray) -> list[Phrase]:
-        different, inverse = np.unique(numbers, return_inverse=True)
-        spans = zip(numbering.first[different].tolist(), numbering.length[different].tolist(), strict=True)
-        tokens = side.tokens.tolist()
-        phrases = [tuple(side.words[t] for t in tokens[first : first + n]) for first, n in spans]
-        return [phrases[k] for k in inverse.tolist()]
+    Attributes:
+      phrases: different ones.
+      codes: which of them each row has.
+    """
 
-    return texts
+    phrases: list[Phrase]
+    codes: np.ndarray
 
 
-def _table(
-    sources: list[Phrase], targets: list[Phrase], scores: np.ndarray, reordering: np.ndarray
-) -> PhraseTable:
+def _texts(side: Side, numbering: Numbering, numbers: np.ndarray) -> _Texts:
+    """Returns the phrases with these numbers."""
+    different, codes = np.unique(numbers, return_inverse=True)
+    spans = zip(numbering.first[different].tolist(), numbering.length[different].tolist(), strict=True)
+    words = [side.words[token] for token in side.tokens.tolist()]
+    return _Texts([tuple(words[first : first + n]) for first, n in spans], codes)
+
+
+def _table(sources: _Texts, targets: _Texts, scores: np.ndarray, reordering: np.ndarray) -> PhraseTable:
     """Returns the table of rows, those of one source phrase being together."""
-    ranges: dict[Phrase, tuple[int, int]] = {}
-    first = 0
-    for row in range(1, len(sources) + 1):
-        if row == len(sources) or sources[row] != sources[first]:
-            ranges[sources[first]] = (first, row)
-            first = row
-    return PhraseTable(ranges, targets, scores, reordering)
+    firsts = np.flatnonzero(np.diff(sources.codes, prepend=-1))
+    spans = zip(firsts.tolist(), [*firsts[1:].tolist(), len(scores)], strict=True)
+    ranges = dict(
+        zip([sources.phrases[code] for code in sources.codes[firsts].tolist()], spans, strict=False)
+    )
+    return PhraseTable(ranges, [targets.phrases[code] for code in targets.codes.tolist()], scores, reordering)
 
 
 def write_table(table: PhraseTable, path: Path) -> None:
@@ -283,13 +287,11 @@ def read_table(path: Path) -> PhraseTable:
         name for name in ("source", "target", *SCORES, *REORDERING) if name not in found.column_names
     ]:
         raise UserError(f"the phrase table {path} has no column {missing[0]!r}")
-    phrases: dict[str, Phrase] = {}
 
-    def texts(name: str) -> list[Phrase]:
-        return [
-            phrases.get(text) or phrases.setdefault(text, tuple(text.split(" ")))
-            for text in found.column(name).to_pylist()
-        ]
+    def texts(name: str) -> _Texts:
+        column = found.column(name).combine_chunks().dictionary_encode()
+        phrases = [tuple(text.split(" ")) for text in column.dictionary.to_pylist()]
+        return _Texts(phrases, column.indices.to_numpy())
 
     scores, reordering = (
         np.stack([found.column(name).to_numpy().astype(np.float32) for name in names], axis=1)

@@ -39,8 +39,6 @@ class PhraseBased:
     """How translations are searched for."""
     tuning: Tuning = dataclasses.field(default_factory=Tuning)
     """How the weights of the features are found, on the validation text."""
-    seed: int = 0
-    """Seed of everything random: the restarts of tuning."""
 
     def validate(self) -> None:
         """Raises UserError where a setting makes no sense."""
