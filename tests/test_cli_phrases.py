@@ -111,7 +111,7 @@ def test_it_is_scored_compared_shown_and_reported(place, capsys):
     assert "kind" not in capsys.readouterr().out
     assert main(["report", run]) == 0
     page = (place / "run" / "report.html").read_text()
-    assert "best validation bleu" in page
+    assert "best validation BLEU" in page
 
 
 def test_stages_that_are_done_are_not_done_again(place, tmp_path, capsys):

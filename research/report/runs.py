@@ -13,6 +13,9 @@ from research.report import page
 from research.report.figures import lines
 from research.training.run_directory import RunDirectory, flatten, open_run, write_atomically
 
+_SCORES = ("accuracy", "bleu")
+"""Metrics whose names have one of these in them are better when they are higher."""
+
 
 def write_report(runs: Sequence[str | Path], out: Path | None = None) -> Path:
     """Writes one HTML page about runs, with curves and tables, and returns where it lies.
@@ -54,7 +57,12 @@ def series(rows: Sequence[dict[str, Any]], metric: str) -> list[tuple[float, flo
 def metric_label(metric: str) -> str:
     """Returns an axis label for a metric, with its unit where it has one."""
     part, _, name = metric.partition("/")
-    units = {"loss": "loss (nats per token)", "bits_per_byte": "bits per byte", "accuracy": "accuracy"}
+    units = {
+        "loss": "loss (nats per token)",
+        "bits_per_byte": "bits per byte",
+        "accuracy": "accuracy",
+        "bleu": "BLEU",
+    }
     side = {"train": "training ", "valid": "validation ", "test": "test "}.get(part, "")
     return side + units.get(name, name.replace("_", " "))
 
@@ -79,10 +87,12 @@ def _results(runs: Sequence[RunDirectory], names: Sequence[str]) -> str:
         best: list[page.Cell] = []
         for metric in metrics:
             values = [value for _, value in series(rows, metric)]
-            best.append((max(values) if "accuracy" in metric else min(values)) if values else None)
+            pick = max if any(score in metric for score in _SCORES) else min
+            best.append(pick(values) if values else None)
         rates = [rate for _, rate in series(rows, "tokens_per_second")]
         rate = round(statistics.median(rates)) if rates else None
-        body.append([name, rows[-1]["step"], *best, rate, round(rows[-1].get("seconds", 0))])
+        seconds = round(rows[-1]["seconds"]) if "seconds" in rows[-1] else None
+        body.append([name, rows[-1]["step"], *best, rate, seconds])
     return page.table(header, body)
 
 

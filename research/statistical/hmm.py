@@ -25,7 +25,6 @@ from jaxtyping import Array, Float32, Int32, Int64
 
 from research.statistical.positions import Posteriors
 
-
 _RAREST = 1e-6
 """A jump counts as possible at least this share of the times that the one most often possible was."""
 
