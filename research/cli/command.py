@@ -5,15 +5,12 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 # JAX and what needs it is imported by the commands that use it: help and most errors appear at once.
 if TYPE_CHECKING:
     from research.training.description import Description
     from research.training.experiment import Experiment
-    from research.training.phrase_based import PhraseBased
-
-T = TypeVar("T", "Experiment", "PhraseBased")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +41,7 @@ def description_of(target: str, overrides: Mapping[str, str], command: Any) -> D
     return _resolved(load_description(target), overrides, command)
 
 
-def _resolved(description: T, overrides: Mapping[str, str], command: Any) -> T:
+def _resolved(description: Any, overrides: Mapping[str, str], command: Any) -> Any:
     from research.training.experiment import Experiment
     from research.training.overrides import override
     from research.training.validity import validate

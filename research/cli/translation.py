@@ -60,6 +60,7 @@ def translate(target: str, options: Translate, overrides: Mapping[str, str]) -> 
     from research.data.parallel import lines_of, paired
     from research.inference.beam import Beam
     from research.inference.translate import Translator
+    from research.training.trained import Trained
     from research.training.translation import load, translator_of
 
     if not 0 <= options.n_best <= options.beam:
@@ -67,7 +68,7 @@ def translate(target: str, options: Translate, overrides: Mapping[str, str]) -> 
     beam = Beam(options.beam, options.length_penalty, options.coverage_penalty)
     trained = load(target, options.checkpoint)
     model = translator_of(trained, beam, options.n_best or (options.beam if options.json else 1))
-    if isinstance(model, Translator) and beam.width > trained.experiment.model.vocabulary:
+    if isinstance(trained, Trained) and beam.width > trained.experiment.model.vocabulary:
         raise UserError(
             f"--beam {beam.width} is larger than the vocabulary: {trained.experiment.model.vocabulary} tokens"
         )
@@ -91,7 +92,7 @@ def translate(target: str, options: Translate, overrides: Mapping[str, str]) -> 
         if model.counts.lines != told:
             told = model.counts.lines
             message(f"{told:,} lines, {told / (time.monotonic() - begin):.1f} per second")
-    if model.counts.truncated:
+    if model.counts.truncated and isinstance(trained, Trained):
         message(
             f"warning: of {model.counts.truncated:,} lines only the beginning was translated: they exceed "
             f"the {trained.experiment.model.context:,} tokens of model.context"

@@ -22,10 +22,15 @@ class LanguageModel(Protocol):
     decoder keeps one hypothesis of those that share it.
     """
 
-    begin: int
-    """State at the beginning of a sentence."""
-    end: int
-    """Id of the word that ends a sentence."""
+    @property
+    def begin(self) -> int:
+        """State at the beginning of a sentence."""
+        ...
+
+    @property
+    def end(self) -> int:
+        """Id of the word that ends a sentence."""
+        ...
 
     def ids(self, tokens: Sequence[str]) -> Int32[np.ndarray, " tokens"]:
         """Returns the id of each word; words that are unknown share one."""

@@ -88,26 +88,26 @@ def build(
     Raises:
       UserError: no phrase pair is consistent with the alignment.
     """
-    sides = (encode(source), encode(target))
-    found = extract(*sides, links, how.longest)
+    f, e = encode(source), encode(target)
+    found = extract(f, e, links, how.longest)
     if not len(found.source):
         raise UserError("the word alignment has no links: there are no phrases to learn from it")
-    numberings = [number_phrases(side, how.longest) for side in sides]
+    f_numbers, e_numbers = number_phrases(f, how.longest), number_phrases(e, how.longest)
     report(f"{len(found.source):,} occurrences of phrase pairs")
-    pairs = _group(found, *numberings)
+    pairs = _group(found, f_numbers, e_numbers)
     if how.significance != "any":
-        values = significance(*numberings, *sides, pairs.source, pairs.target)
+        values = significance(f_numbers, e_numbers, f, e, pairs.source, pairs.target)
         alpha = np.log(len(source))
         kept = values > alpha + 0.01 if how.significance == "alpha+epsilon" else values >= alpha - 0.01
         report(f"{kept.sum():,} of {len(kept):,} phrase pairs are significant")
     else:
         kept = np.ones(len(pairs.source), bool)
-    lexical = _lexical_weights(found, *sides, links)
+    lexical = _lexical_weights(found, f, e, links)
     scores = np.stack(
         [
-            np.log(_conditional(pairs.count, pairs.source, pairs.target, how.smoothing)),
+            np.log(_conditional(pairs.counts, pairs.source, pairs.target, how.smoothing)),
             np.maximum.reduceat(lexical[0][pairs.order], pairs.first),
-            np.log(_conditional(pairs.count, pairs.target, pairs.source, how.smoothing)),
+            np.log(_conditional(pairs.counts, pairs.target, pairs.source, how.smoothing)),
             np.maximum.reduceat(lexical[1][pairs.order], pairs.first),
         ],
         axis=1,
@@ -118,9 +118,12 @@ def build(
     order = np.flatnonzero(kept)
     order = order[np.lexsort((-scores[order, 2], pairs.source[order]))]
     report(f"{len(order):,} phrase pairs")
-    rows = (pairs.source[order], pairs.target[order])
-    texts = [_texts(*each) for each in zip(sides, numberings, rows, strict=True)]
-    return _table(*texts, scores[order].astype(np.float32), reordering[order].astype(np.float32))
+    return _table(
+        _texts(f, f_numbers, pairs.source[order]),
+        _texts(e, e_numbers, pairs.target[order]),
+        scores[order].astype(np.float32),
+        reordering[order].astype(np.float32),
+    )
 
 
 class _Pairs(NamedTuple):
@@ -129,14 +132,14 @@ class _Pairs(NamedTuple):
     Attributes:
       source: number of the source phrase.
       target: number of the target phrase.
-      count: occurrences.
+      counts: occurrences.
       order: the occurrences, those of one pair together.
       first: where in ``order`` each pair's begin.
     """
 
     source: Int64[np.ndarray, " pairs"]
     target: Int64[np.ndarray, " pairs"]
-    count: Int64[np.ndarray, " pairs"]
+    counts: Int64[np.ndarray, " pairs"]
     order: Int64[np.ndarray, " occurrences"]
     first: Int64[np.ndarray, " pairs"]
 
@@ -148,8 +151,9 @@ def _group(found: Occurrences, source: Numbering, target: Numbering) -> _Pairs:
     order = np.argsort(keys, kind="stable")
     keys = keys[order]
     first = np.flatnonzero(np.diff(keys, prepend=-1))
-    count = np.diff(np.append(first, len(keys)))
-    return _Pairs(*np.divmod(keys[first], len(target.length)), count, order, first)
+    counts = np.diff(np.append(first, len(keys)))
+    source_phrase, target_phrase = np.divmod(keys[first], len(target.length))
+    return _Pairs(source_phrase, target_phrase, counts, order, first)
 
 
 def _conditional(count: np.ndarray, of: np.ndarray, given: np.ndarray, smoothing: str) -> np.ndarray:
@@ -218,7 +222,7 @@ def _word_factors(side: Side, own: np.ndarray, other_side: Side, other: np.ndarr
 def _orientations(values: np.ndarray, pairs: _Pairs) -> Float64[np.ndarray, "pairs 3"]:
     counts = [np.add.reduceat(values == o, pairs.first, dtype=np.float64) for o in range(3)]
     smoothed = np.stack(counts, axis=1) + _ORIENTATION_PRIOR
-    return np.log(smoothed / (pairs.count[:, None] + 3 * _ORIENTATION_PRIOR))
+    return np.log(smoothed / (pairs.counts[:, None] + 3 * _ORIENTATION_PRIOR))
 
 
 class _Texts(NamedTuple):
