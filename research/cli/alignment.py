@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -88,19 +86,12 @@ def align(source: str, target: str, *, options: Align, overrides: Mapping[str, s
 
 
 def _share_out() -> None:
-    """Sets JAX up for expectations, before it starts.
-
-    They are many small operations: sentence pairs shared out to the cores are faster than each one shared out
-    by itself.
-    """
-    import jax
-
+    """Sets JAX up for expectations, before it starts."""
     from research.scale.host_memory import keep_freed_memory
+    from research.statistical.em import device_per_core
 
     keep_freed_memory()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with contextlib.suppress(RuntimeError):  # JAX runs already, with the devices that it has
-        jax.config.update("jax_num_cpu_devices", min(cores, 8))
+    device_per_core()
 
 
 def _trained(options: Align, how: Aligner) -> Trained:

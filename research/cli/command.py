@@ -12,6 +12,7 @@ from research.errors import LostError, StoppedError, UserError
 
 # JAX and what needs it is imported by the commands that use it: help and most errors appear at once.
 if TYPE_CHECKING:
+    from research.training.description import Description
     from research.training.experiment import Experiment
 
 
@@ -32,20 +33,35 @@ class Command:
 def experiment_of(target: str, overrides: Mapping[str, str], command: Any) -> Experiment:
     """Returns the experiment of a file or run directory, with overrides; "from" names a run to start from."""
     from research.training.description import load_experiment
+
+    return _resolved(load_experiment(target), overrides, command)
+
+
+def description_of(target: str, overrides: Mapping[str, str], command: Any) -> Description:
+    """Returns the experiment or phrase-based system of a file or run directory, as `experiment_of` does."""
+    from research.training.description import load_description
+
+    return _resolved(load_description(target), overrides, command)
+
+
+def _resolved(description: Any, overrides: Mapping[str, str], command: Any) -> Any:
+    from research.training.experiment import Experiment
     from research.training.overrides import override
     from research.training.validity import validate
 
     own = [*(field.name for field in dataclasses.fields(command)), "from"]
-    experiment: Experiment = load_experiment(target)
-    if "from" in overrides:
+    if isinstance(description, Experiment) and "from" in overrides:
         from research.interchange.hub import as_run
         from research.training.warm_start import started_from
 
-        experiment = started_from(experiment, as_run(overrides["from"], message))
-    rest = {name: text for name, text in overrides.items() if name != "from"}
-    experiment = override(experiment, rest, other_names=own)
-    validate(experiment)
-    return experiment
+        description = started_from(description, as_run(overrides["from"], message))
+        overrides = {name: text for name, text in overrides.items() if name != "from"}
+    description = override(description, overrides, other_names=own)
+    if isinstance(description, Experiment):
+        validate(description)
+    else:
+        description.validate()
+    return description
 
 
 def complain(error: BaseException) -> int:

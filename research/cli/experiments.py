@@ -9,10 +9,17 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from research.cli.command import complain, experiment_of, message
+from research.cli.command import complain, description_of, message
 from research.errors import UserError
 from research.training.run_directory import run_path
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from research.training.conclusion import Result
+    from research.training.experiment import Experiment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,11 +57,11 @@ class Show:
 
 def train(target: str, options: Train, overrides: Mapping[str, str]) -> None:
     """Trains, and prints what came of it."""
-    experiment = experiment_of(target, overrides, options)
+    description = description_of(target, overrides, options)
     profile = _window(options.profile)
     if options.watchdog is not None and options.watchdog <= 0:
         raise UserError(f"--watchdog {options.watchdog:g}: above 0, in seconds")
-    directory = run_path(options.workdir or (target if os.path.isdir(target) else f"runs/{experiment.name}"))
+    directory = run_path(options.workdir or (target if os.path.isdir(target) else f"runs/{description.name}"))
 
     from research.scale.host_memory import keep_freed_memory
 
@@ -62,6 +69,34 @@ def train(target: str, options: Train, overrides: Mapping[str, str]) -> None:
     logging.basicConfig(format="%(message)s", stream=sys.stderr, force=True)
     logging.getLogger("research").setLevel(logging.INFO)
 
+    from research.training.experiment import Experiment
+
+    if isinstance(description, Experiment):
+        result = _train_network(description, directory, profile, options)
+        if result is None:  # one process speaks for all
+            return
+    elif profile is None:
+        from research.training import phrase_training
+
+        result = phrase_training.run(description, directory, report=message)
+    else:
+        raise UserError(f"--profile: {target} does not train by steps")
+    if options.json:
+        print(json.dumps(result.to_json()))
+        return
+    metrics = (f"{name.removeprefix('valid/')} {value:.4f}" for name, value in result.validation.items())
+    print(f"validation after {result.step} steps: {', '.join(metrics).replace('_', ' ')}")
+    for line in result.conclusion.lines:
+        print(line)
+    print(f"run directory: {directory}")
+    commands = [line.replace("{run}", shlex.quote(str(directory))) for line in result.conclusion.next]
+    print("next: " + "\n      ".join(f"headway {command}" for command in commands))
+
+
+def _train_network(
+    experiment: Experiment, directory: Path, profile: tuple[int, int] | None, options: Train
+) -> Result | None:
+    """Trains by steps; returns what came of it on the first process, None on the others."""
     import jax
 
     from research.scale.hosts import join, together
@@ -77,18 +112,7 @@ def train(target: str, options: Train, overrides: Mapping[str, str]) -> None:
             patience=options.watchdog or (1800.0 if several else None),
             report=message if first else lambda text: None,
         )
-    if not first:  # one process speaks for all
-        return
-    if options.json:
-        print(json.dumps(result.to_json()))
-        return
-    metrics = (f"{name.removeprefix('valid/')} {value:.4f}" for name, value in result.validation.items())
-    print(f"validation after {result.step} steps: {', '.join(metrics).replace('_', ' ')}")
-    for line in result.conclusion.lines:
-        print(line)
-    print(f"run directory: {directory}")
-    commands = [line.replace("{run}", shlex.quote(str(directory))) for line in result.conclusion.next]
-    print("next: " + "\n      ".join(f"headway {command}" for command in commands))
+    return result if first else None
 
 
 def show(target: str, options: Show, overrides: Mapping[str, str]) -> None:
@@ -96,8 +120,21 @@ def show(target: str, options: Show, overrides: Mapping[str, str]) -> None:
     run = options.workdir or (target if os.path.isdir(target) else None)
     if run and overrides:
         raise UserError(f"show: the description of a run is what it is: leave out --{next(iter(overrides))}")
-    experiment = experiment_of(run or target, overrides, options)
+    description = description_of(run or target, overrides, options)
 
+    from research.training.experiment import Experiment
+
+    if not isinstance(description, Experiment):
+        from research.training.description import to_json
+        from research.training.trained_phrases import load, text
+
+        found = load(run).summary() if run else {"experiment": to_json(description)}
+        print(json.dumps(found) if options.json else text(found))
+        return
+    _show_network(description, run, options)
+
+
+def _show_network(experiment: Experiment, run: str | None, options: Show) -> None:
     from research.training.summary import run_summary, summary, text
 
     if run:

@@ -80,9 +80,11 @@ def evaluate(target: str, options: Evaluate, overrides: Mapping[str, str]) -> No
     from research.objectives.recall import Recall
     from research.objectives.translation import Translation
     from research.training import language_model
-    from research.training.description import kind
+    from research.training.description import kind, load_description
+    from research.training.experiment import Experiment
     from research.training.overrides import override
     from research.training.trained import load
+    from research.training.trained_phrases import load as load_phrases
 
     if options.task not in (None, *_TASKS):
         raise UserError(f"evaluate: unknown task {options.task!r}{nearest(options.task, _TASKS)}")
@@ -91,12 +93,15 @@ def evaluate(target: str, options: Evaluate, overrides: Mapping[str, str]) -> No
         return
     if options.gold is not None or options.pictures is not None:
         raise UserError("evaluate: --gold and --pictures go with --task alignment")
+    beam = Beam(options.beam, options.length_penalty)
+    if not isinstance(load_description(target), Experiment):
+        translation.evaluate(load_phrases(target), overrides, beam, as_json=options.json)
+        return
     trained = load(target, options.checkpoint)
     if options.task is not None:
         masked_language_models.evaluate_pairs(trained, overrides, as_json=options.json)
         return
     if isinstance(trained.experiment.objective, Translation):
-        beam = Beam(options.beam, options.length_penalty)
         translation.evaluate(trained, overrides, beam, as_json=options.json)
         return
     if isinstance(trained.experiment.objective, Recall):

@@ -111,13 +111,13 @@ def _help(name: str, command: Command, rest: list[str]) -> str:
 
 
 def _experiment_help(command: Command, rest: list[str]) -> list[str]:
-    from research.training.description import load_experiment
+    from research.training.description import Description, load_description
     from research.training.experiment import Experiment
     from research.training.overrides import choices, override
 
     targets, _, overrides = _split(command, rest)
     overrides.pop("from", None)  # the defaults are those of the file
-    experiment = load_experiment(targets[0]) if targets else Experiment(name="NAME")
+    experiment: Description = load_description(targets[0]) if targets else Experiment(name="NAME")
     experiment = override(experiment, overrides)
     values = f"those of {targets[0]}" if targets else "general; a file sets its own"
     kinds = [

@@ -15,7 +15,7 @@ from research.errors import UserError
 
 if TYPE_CHECKING:
     from research.inference.beam import Beam
-    from research.training.trained import Trained
+    from research.training.translation import TranslationRun
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Translate:
     """Translates lines from standard input to standard output, line by line, in their order."""
 
     beam: int = 5
-    """Width of the beam; 1: greedy."""
+    """Width of the beam; 1: greedy. A phrase-based run searches as its description says."""
     length_penalty: float = 1.0
     """alpha of the score log P / ((5 + length) / 6)^alpha (Wu et al., 2016); 0: the likeliest text."""
     coverage_penalty: float = 0.0
@@ -31,7 +31,8 @@ class Translate:
     score: str | None = None
     """File of translations of the lines: print the log-probability of each, instead of translating."""
     n_best: int = 0
-    """Print this many candidates of each line, as "line ||| text ||| score ||| log-probability"."""
+    """Print this many candidates of each line, as "line ||| text ||| score ||| log-probability"
+    (a phrase-based run has no probability)."""
     checkpoint: str = "best"
     """Checkpoint to load: best (lowest validation loss), newest, or a step."""
     json: bool = False
@@ -58,25 +59,22 @@ def translate(target: str, options: Translate, overrides: Mapping[str, str]) -> 
     del overrides
     from research.data.parallel import lines_of, paired
     from research.inference.beam import Beam
-    from research.objectives.translation import Translation
-    from research.training.description import kind
-    from research.training.trained import load
-    from research.training.translation import translator
+    from research.inference.translate import Translator
+    from research.training.trained import Trained
+    from research.training.translation import load, translator_of
 
     if not 0 <= options.n_best <= options.beam:
         raise UserError(f"--n-best {options.n_best}: at most the beam of {options.beam}")
     beam = Beam(options.beam, options.length_penalty, options.coverage_penalty)
     trained = load(target, options.checkpoint)
-    if not isinstance(trained.experiment.objective, Translation):
-        raise UserError(
-            f"{target} was not trained to translate, but for {kind(type(trained.experiment.objective))!r}"
-        )
-    model = translator(trained.experiment.model, trained.params, trained.tokenizer, beam)
-    if beam.width > trained.experiment.model.vocabulary:
+    model = translator_of(trained, beam, options.n_best or (options.beam if options.json else 1))
+    if isinstance(trained, Trained) and beam.width > trained.experiment.model.vocabulary:
         raise UserError(
             f"--beam {beam.width} is larger than the vocabulary: {trained.experiment.model.vocabulary} tokens"
         )
     if options.score is not None:
+        if not isinstance(model, Translator):
+            raise UserError(f"--score: {target} is phrase-based and gives no probability to a translation")
         pairs = paired(_lines(), lines_of(Path(options.score)), ("standard input", options.score))
         for total in model.score(pairs):
             print(json.dumps({"log_probability": total}) if options.json else f"{total:.6f}")
@@ -87,13 +85,14 @@ def translate(target: str, options: Translate, overrides: Mapping[str, str]) -> 
             print(json.dumps({"candidates": [dataclasses.asdict(one) for one in candidates]}))
         elif options.n_best:
             for one in candidates[: options.n_best]:
-                print(f"{number} ||| {one.text} ||| {one.score:.6f} ||| {one.log_probability:.6f}")
+                probability = "" if one.log_probability is None else f" ||| {one.log_probability:.6f}"
+                print(f"{number} ||| {one.text} ||| {one.score:.6f}{probability}")
         else:
             print(candidates[0].text)
         if model.counts.lines != told:
             told = model.counts.lines
             message(f"{told:,} lines, {told / (time.monotonic() - begin):.1f} per second")
-    if model.counts.truncated:
+    if model.counts.truncated and isinstance(trained, Trained):
         message(
             f"warning: of {model.counts.truncated:,} lines only the beginning was translated: they exceed "
             f"the {trained.experiment.model.context:,} tokens of model.context"
@@ -112,17 +111,9 @@ def _lines() -> Iterator[str]:
 def compare(first: str, second: str, options: Compare, overrides: Mapping[str, str]) -> None:
     """Prints BLEU of two runs and whether they differ."""
     from research.inference.beam import Beam
-    from research.objectives.translation import Translation
     from research.training import translation
-    from research.training.description import kind
-    from research.training.trained import load
 
-    one, two = (load(run, options.checkpoint) for run in (first, second))
-    for run, name in ((one, first), (two, second)):
-        if not isinstance(run.experiment.objective, Translation):
-            raise UserError(
-                f"{name} was not trained to translate, but for {kind(type(run.experiment.objective))!r}"
-            )
+    one, two = (translation.load(run, options.checkpoint) for run in (first, second))
     beam, data = Beam(options.beam, options.length_penalty), _tests(one, overrides)
     found = translation.compare(one, two, data, beam=beam, report=message)
     if options.json:
@@ -132,7 +123,7 @@ def compare(first: str, second: str, options: Compare, overrides: Mapping[str, s
         print(f"{split}: BLEU {row['first']:.2f} and {row['second']:.2f}, p = {row['p_value']:.4f}")
 
 
-def _tests(trained: Trained, overrides: Mapping[str, str]) -> Any:
+def _tests(trained: TranslationRun, overrides: Mapping[str, str]) -> Any:
     """Returns the run's text, or the files that the overrides name."""
     from research.training.overrides import override
 
@@ -141,7 +132,7 @@ def _tests(trained: Trained, overrides: Mapping[str, str]) -> Any:
     return override(trained.experiment, overrides).data
 
 
-def evaluate(trained: Trained, overrides: Mapping[str, str], beam: Beam, *, as_json: bool) -> None:
+def evaluate(trained: TranslationRun, overrides: Mapping[str, str], beam: Beam, *, as_json: bool) -> None:
     """Prints the scores of a run's translations of its tests, or of the files that the overrides name."""
     from research.training import translation
 

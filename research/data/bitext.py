@@ -12,7 +12,7 @@ import numpy as np
 
 from research.data.buckets import Bucket, OrderedPairBatches, PairBatch, TokenPairs, plan, train_batches
 from research.data.cache import build_once, cache_directory, content_hash
-from research.data.parallel import Multi30kText, NamedTranslation, Pair, ParallelFiles, ParallelSource
+from research.data.parallel import Pair, ParallelSource, ParallelText
 from research.data.tokenizer import Tokenizer
 from research.errors import UserError, nearest
 
@@ -80,30 +80,9 @@ class Cleaning:
 
 
 @dataclasses.dataclass(frozen=True)
-class Bitext:
+class Bitext(ParallelText):
     """Parallel text, how it is cut into tokens, and how pairs become batches."""
 
-    corpus: str = "multi30k"
-    """Where the text is from: "multi30k", "files" (needs source and target), "test" (files as well, but with
-    nothing to train on), or "tfds:NAME"."""
-    source_language: str = "en"
-    """Language translated from."""
-    target_language: str = "de"
-    """Language translated into."""
-    source: str | None = None
-    """File of source lines for corpus "files"; plain, .gz or .xz."""
-    target: str | None = None
-    """File of their translations, line by line."""
-    valid_source: str | None = None
-    """File of source lines for validation; default: the last valid_fraction of the training pairs."""
-    valid_target: str | None = None
-    """File of their translations."""
-    valid_fraction: float = 0.02
-    """Share of the pairs held out where there is no validation text."""
-    directory: str | None = None
-    """Where Multi30k's files already are; default: they are downloaded."""
-    tokenised: bool = False
-    """Multi30k in its owners' lower-cased tokenised form, on which most figures are published."""
     tokenizer: str = "bpe"
     """"bpe" (byte-level, trained on both sides of the training text), or the path of a tokenizer.json."""
     start: str | None = None
@@ -156,27 +135,6 @@ class Bitext:
                 f"{self.rows_multiple * self.length}"
             )
 
-    def open(self) -> ParallelSource:
-        """Returns the text that the description names; UserError where it does not hold together."""
-        if self.corpus == "multi30k":
-            return Multi30kText(self.source_language, self.target_language, self.directory, self.tokenised)
-        if self.corpus.startswith("tfds:"):
-            name = self.corpus.removeprefix("tfds:")
-            return NamedTranslation(name, self.source_language, self.target_language)
-        if self.corpus not in ("files", "test"):
-            choices = ("multi30k", "files", "test", "tfds:NAME")
-            raise UserError(f"data.corpus {self.corpus!r} is unknown{nearest(self.corpus, choices)}")
-        if self.source is None or self.target is None:
-            raise UserError(f'data.corpus "{self.corpus}" needs --data.source FILE and --data.target FILE')
-        if self.corpus == "test":
-            return ParallelFiles({"test": (self.source, self.target)})
-        files = {"train": (self.source, self.target)}
-        if (self.valid_source is None) != (self.valid_target is None):
-            raise UserError("data.valid_source and data.valid_target go together; one of them is missing")
-        if self.valid_source is not None and self.valid_target is not None:
-            files["valid"] = (self.valid_source, self.valid_target)
-        return ParallelFiles(files)
-
     def prepare(
         self,
         *,
@@ -224,26 +182,18 @@ class Bitext:
                 + nearest(self.tokenizer, ("bpe",))
             )
 
-    def _pairs(self, text: ParallelSource) -> tuple[list[Pair], list[Pair]]:
-        """Returns the pairs for training and for validation, as they are."""
-        train = list(text.pairs("train"))
-        if "valid" in text.splits():
-            return train, list(text.pairs("valid"))
-        held_out = max(1, round(len(train) * self.valid_fraction))
-        return train[:-held_out], train[-held_out:]
-
     def _train_tokenizer(
         self, text: ParallelSource, vocabulary: int, report: Callable[[str], None]
     ) -> Tokenizer:
         report(f"training a joint byte-level BPE tokenizer of {vocabulary} tokens")
-        train, _ = self._pairs(text)
+        train, _ = self.training_pairs(text)
         return Tokenizer.train_bpe((spaced(line) for pair in train for line in pair), vocabulary)
 
     def _tokenise(
         self, text: ParallelSource, tokenizer: Tokenizer, directory: Path, report: Callable[[str], None]
     ) -> None:
         report("tokenising")
-        train, valid = self._pairs(text)
+        train, valid = self.training_pairs(text)
         counts = Cleaning()
         tokens = {"train": self._clean(train, tokenizer, counts), "valid": _tokens(valid, tokenizer)}
         sizes = {"train": 0, "valid": sum(len(line.encode()) for _, line in valid)}

@@ -59,6 +59,11 @@ def lines_of(path: Path) -> Iterator[str]:
         raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
 
 
+def words_of(line: str) -> list[str]:
+    """Returns the words of a tokenised line, divided by spaces and tabs alone."""
+    return [word for word in line.replace("\t", " ").split(" ") if word]
+
+
 def paired(left: Iterator[str], right: Iterator[str], names: tuple[object, object]) -> Iterator[Pair]:
     """Yields the pairs of two texts, line by line; UserError if one has more lines (both counts are told)."""
     for number, pair in enumerate(itertools.zip_longest(left, right, fillvalue=_MISSING)):
@@ -235,3 +240,59 @@ def _pair(
 
 
 _OUR_NAMES = {"validation": "valid", "val": "valid"}
+
+
+@dataclasses.dataclass(frozen=True)
+class ParallelText:
+    """Parallel text: where it is from and what is held out of it."""
+
+    corpus: str = "multi30k"
+    """Where the text is from: "multi30k", "files" (needs source and target), "test" (files as well, but with
+    nothing to train on), or "tfds:NAME"."""
+    source_language: str = "en"
+    """Language translated from."""
+    target_language: str = "de"
+    """Language translated into."""
+    source: str | None = None
+    """File of source lines for corpus "files"; plain, .gz or .xz."""
+    target: str | None = None
+    """File of their translations, line by line."""
+    valid_source: str | None = None
+    """File of source lines for validation; default: the last valid_fraction of the training pairs."""
+    valid_target: str | None = None
+    """File of their translations."""
+    valid_fraction: float = 0.02
+    """Share of the pairs held out where there is no validation text."""
+    directory: str | None = None
+    """Where Multi30k's files already are; default: they are downloaded."""
+    tokenised: bool = False
+    """Multi30k in its owners' lower-cased tokenised form, on which most figures are published."""
+
+    def open(self) -> ParallelSource:
+        """Returns the text that the description names; UserError where it does not hold together."""
+        if self.corpus == "multi30k":
+            return Multi30kText(self.source_language, self.target_language, self.directory, self.tokenised)
+        if self.corpus.startswith("tfds:"):
+            name = self.corpus.removeprefix("tfds:")
+            return NamedTranslation(name, self.source_language, self.target_language)
+        if self.corpus not in ("files", "test"):
+            choices = ("multi30k", "files", "test", "tfds:NAME")
+            raise UserError(f"data.corpus {self.corpus!r} is unknown{nearest(self.corpus, choices)}")
+        if self.source is None or self.target is None:
+            raise UserError(f'data.corpus "{self.corpus}" needs --data.source FILE and --data.target FILE')
+        if self.corpus == "test":
+            return ParallelFiles({"test": (self.source, self.target)})
+        files = {"train": (self.source, self.target)}
+        if (self.valid_source is None) != (self.valid_target is None):
+            raise UserError("data.valid_source and data.valid_target go together; one of them is missing")
+        if self.valid_source is not None and self.valid_target is not None:
+            files["valid"] = (self.valid_source, self.valid_target)
+        return ParallelFiles(files)
+
+    def training_pairs(self, text: ParallelSource) -> tuple[list[Pair], list[Pair]]:
+        """Returns the pairs for training and for validation, as they are."""
+        train = list(text.pairs("train"))
+        if "valid" in text.splits():
+            return train, list(text.pairs("valid"))
+        held_out = max(1, round(len(train) * self.valid_fraction))
+        return train[:-held_out], train[-held_out:]

@@ -32,8 +32,8 @@ class Candidate:
     text: str
     score: float
     """What candidates are ordered by: see `Beam`."""
-    log_probability: float
-    """Natural logarithm of the probability of the tokens."""
+    log_probability: float | None
+    """Natural logarithm of the probability of the tokens; None of models that have none."""
 
 
 @dataclasses.dataclass

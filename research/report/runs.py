@@ -60,7 +60,7 @@ def series(rows: Sequence[dict[str, Any]], metric: str) -> list[tuple[float, flo
 def metric_label(metric: str) -> str:
     """Returns an axis label for a metric, with its unit where it has one."""
     part, _, name = metric.partition("/")
-    units = {"loss": "loss (nats)", "bits_per_byte": "bits per byte", "accuracy": "accuracy"}
+    units = {"loss": "loss (nats)", "bits_per_byte": "bits per byte", "bleu": "BLEU"}
     side = {"train": "training ", "valid": "validation ", "test": "test "}.get(part, "")
     return side + units.get(name, name.replace("_", " "))
 
@@ -89,7 +89,8 @@ def _results(runs: Sequence[RunDirectory], names: Sequence[str]) -> str:
             best.append(pick(values) if values else None)
         rates = [rate for _, rate in series(rows, "tokens_per_second")]
         rate = round(statistics.median(rates)) if rates else None
-        body.append([name, rows[-1]["step"], *best, rate, round(rows[-1].get("seconds", 0))])
+        seconds = round(rows[-1]["seconds"]) if "seconds" in rows[-1] else None
+        body.append([name, rows[-1]["step"], *best, rate, seconds])
     return page.table(header, body)
 
 

@@ -26,6 +26,9 @@ from jaxtyping import Array, Float32, Int32, Int64
 from research.statistical.bitext import LONGEST
 from research.statistical.positions import Posteriors
 
+_RAREST = 1e-6
+"""A jump counts as possible at least this share of the times that the one most often possible was."""
+
 
 class Jumps(NamedTuple):
     """Statistics of the chain.
@@ -86,6 +89,8 @@ class Chain:
             possible = jnp.cumsum(rate[::-1], axis=0)[::-1].T
             possible = possible.at[:, 0].set(0.0)
             exposure = jnp.zeros_like(weights).at[matrix].add(possible)
+            # A width that was hardly ever possible, but is smoothed, would leave nothing to all the others.
+            exposure = jnp.where(exposure > 0, jnp.maximum(exposure, _RAREST * exposure.max()), 0.0)
             weights = jnp.where(exposure > 0, widths / jnp.where(exposure > 0, exposure, 1.0), weights)
             weights = weights / weights.max()
         return weights

@@ -25,8 +25,11 @@ from typing import Any, Literal, TypeVar
 from research.errors import UserError, nearest
 from research.training.experiment import Experiment
 from research.training.migrations import FORMAT, migrated
+from research.training.phrase_based import PhraseBased
 
 Described = TypeVar("Described")
+Description = Experiment | PhraseBased
+"""What an experiment file may describe, and ``headway train`` makes."""
 
 
 def kind(cls: type) -> str:
@@ -67,16 +70,6 @@ def to_json(description: Any) -> Any:
     if isinstance(description, tuple):
         return [to_json(item) for item in description]
     return description
-
-
-def to_stored(experiment: Experiment) -> dict[str, Any]:
-    """Returns an experiment as a run keeps it: as JSON values, with the format that they are of."""
-    return {"format": FORMAT, **to_json(experiment)}
-
-
-def from_stored(value: Any) -> Experiment:
-    """Returns the experiment that a run of any version keeps; UserError as ``from_json`` and ``migrated``."""
-    return from_json(migrated(value) if isinstance(value, Mapping) else value)
 
 
 def from_json(value: Any) -> Experiment:
@@ -164,7 +157,22 @@ def expected(declared: Any) -> str:
 
 
 def load_experiment(path: str | Path) -> Experiment:
-    """Returns the experiment of a file (``.py`` with ``experiment()``, or ``.json``) or of a run directory.
+    """Returns the experiment of a file or run directory, as `load_description`.
+
+    Raises:
+      UserError: as `load_description`, or what is described there is not trained by steps.
+    """
+    found = load_description(path)
+    if not isinstance(found, Experiment):
+        raise UserError(
+            f"{path} is of kind {kind(type(found))!r}, which has no network; it is for train, show, "
+            "translate, evaluate, compare and report"
+        )
+    return found
+
+
+def load_description(path: str | Path) -> Description:
+    """Returns what a file (``.py`` with ``experiment()``, or ``.json``) or a run directory describes.
 
     Raises:
       UserError: no such file, no ``experiment()`` in it, one that raises, or one that returns something else.
@@ -190,17 +198,19 @@ def load_experiment(path: str | Path) -> Experiment:
         value = (
             json.loads(path.read_text(encoding="utf-8"))
             if path.suffix == ".json"
-            else to_stored(call(path, "experiment", Experiment))
+            else {"format": FORMAT, **to_json(call(path, "experiment", *alternatives(Description)))}
         )
     except ValueError as error:
         raise UserError(f"{path}: not JSON: {error}") from None
     try:
-        return from_stored(value)
+        # Descriptions of old had one kind, which went without saying.
+        value = {"kind": kind(Experiment), **migrated(value)} if isinstance(value, Mapping) else value
+        return decode(Description, value, "experiment")
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
 
-def call(path: Path, function: str, cls: type[Described]) -> Described:
+def call(path: Path, function: str, *expected_classes: type[Described]) -> Described:
     """Runs a file, which may import its neighbours, and returns what a function that it defines returns.
 
     Raises:
@@ -219,8 +229,9 @@ def call(path: Path, function: str, cls: type[Described]) -> Described:
         raise UserError(f"{path}{_line(error, path)}: {_reason(error)}") from error
     finally:
         sys.path.remove(str(path.parent.resolve()))
-    if not isinstance(described, cls):
-        expected = ("an " if cls.__name__[0] in "AEIOU" else "a ") + cls.__name__
+    if not isinstance(described, expected_classes):
+        names = [cls.__name__ for cls in expected_classes]
+        expected = " or ".join(("an " if name[0] in "AEIOU" else "a ") + name for name in names)
         raise UserError(f"{path}: {function}() returned {type(described).__name__}, expected {expected}")
     return described
 
@@ -238,7 +249,8 @@ def _reason(error: Exception) -> str:
     """Returns an exception as one line, with the nearest name for a field that a description lacks."""
     unknown = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
     if unknown:
-        found = {c.__name__: c for c in _reachable(Experiment)}.get(unknown[1])
+        known = (c for described in alternatives(Description) for c in _reachable(described))
+        found = {c.__name__: c for c in known}.get(unknown[1])
         if found:
             return f"{unknown[1]} has no field {unknown[2]!r}{nearest(unknown[2], field_types(found))}"
     return f"{type(error).__name__}: " + " ".join(str(error).split())

@@ -144,8 +144,8 @@ def ranking(metrics: dict[str, float]) -> float:
 
 
 def higher_is_better(metric: str) -> bool:
-    """Returns whether a metric is a score and not a loss: accuracies are, on test rows too."""
-    return "accuracy" in metric or metric.startswith("test/")
+    """Returns whether a metric is a score and not a loss: BLEU is, and accuracies are, on test rows too."""
+    return "accuracy" in metric or "bleu" in metric or metric.startswith("test/")
 
 
 def run_path(path: Path | str) -> Path:

@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -20,7 +19,7 @@ from research.objectives.translation import Translation
 from research.scale.hosts import agreed
 from research.scale.mesh import make_mesh
 from research.training import classification, language_model, masked_language_model, recall, translation
-from research.training.conclusion import Conclusion
+from research.training.conclusion import Conclusion, Result
 from research.training.description import to_json
 from research.training.experiment import Experiment
 from research.training.loop import train
@@ -39,29 +38,6 @@ CONCLUSIONS: dict[type, Callable[..., Conclusion]] = {
     Translation: translation.conclude,
 }
 """What is measured at the end, by objective: (experiment, prepared, functions, parameters, report)."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """What a finished run came to."""
-
-    run: str
-    """Run directory."""
-    step: int
-    """Steps taken, over all sessions."""
-    seconds: float
-    """Wall-clock seconds in the training loop, over all sessions."""
-    tokens_per_second: float
-    """Mean of this session."""
-    validation: dict[str, float]
-    """Metrics on the validation data, "loss" in nats among them."""
-    conclusion: Conclusion
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns the result as JSON values."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        del fields["conclusion"]
-        return {**fields, **self.conclusion.values}
 
 
 def run(

@@ -107,7 +107,7 @@ def text(found: Mapping[str, Any]) -> str:
 
 
 def _lines(found: Mapping[str, Any]) -> Iterator[str]:
-    yield from _description_lines(found["experiment"], "")
+    yield from description_lines(found["experiment"], "")
     devices = found["devices"]
     total, rest = found["parameters"]["total"], found["parameters"]["without_embeddings"]
     yield ""
@@ -165,11 +165,12 @@ def _run_lines(run: Mapping[str, Any]) -> Iterator[str]:
     yield from table(rows + [(p, f"{n['norm']:.5g}", f"{n['rms']:.5g}") for p, n in run["norms"].items()])
 
 
-def _description_lines(value: Mapping[str, Any], indent: str) -> Iterator[str]:
+def description_lines(value: Mapping[str, Any], indent: str) -> Iterator[str]:
+    """Yields a description (as JSON values) as lines, its parts indented."""
     for name, item in value.items():
         if isinstance(item, Mapping):
             yield f"{indent}{name}: {item['kind']}"
-            yield from _description_lines(item, indent + "  ")
+            yield from description_lines(item, indent + "  ")
         elif name != "kind":
             yield f"{indent}{name}: {'none' if item is None else item}"
 

@@ -6,17 +6,56 @@ from collections.abc import Callable
 from typing import Any
 
 from research.data.bitext import Bitext, PreparedBitext
+from research.data.parallel import ParallelText
 from research.data.tokenizer import Tokenizer
 from research.errors import UserError
 from research.inference.beam import Beam
+from research.inference.phrase_translation import PhraseTranslator
 from research.inference.translate import Translator
 from research.models.seq2seq import Seq2Seq
 from research.models.transformer import Transformer
+from research.objectives.translation import Translation
 from research.scale.hosts import whole
 from research.training.conclusion import Conclusion
+from research.training.description import kind, load_description
 from research.training.experiment import Experiment
 from research.training.program import Functions
+from research.training.run_directory import open_run
 from research.training.trained import Trained
+from research.training.trained import load as load_trained
+from research.training.trained_phrases import TrainedPhrases
+from research.training.trained_phrases import load as load_phrases
+
+TranslationRun = Trained | TrainedPhrases
+"""A run that translates."""
+
+
+def load(path: str, checkpoint: str = "best") -> TranslationRun:
+    """Returns a run that translates; ``checkpoint`` is of a network: "best", "newest" or a step.
+
+    Raises:
+      UserError: no run directory, no such checkpoint, one that is damaged, or a run for something else.
+    """
+    if not isinstance(load_description(open_run(path).experiment), Experiment):
+        return load_phrases(path)
+    trained = load_trained(path, checkpoint)
+    if not isinstance(trained.experiment.objective, Translation):
+        learned = kind(type(trained.experiment.objective))
+        raise UserError(f"{path} was not trained to translate, but for {learned!r}")
+    return trained
+
+
+def translator_of(run: TranslationRun, beam: Beam, candidates: int = 1) -> Translator | PhraseTranslator:
+    """Returns the translator of a run.
+
+    Args:
+      run: what translates.
+      beam: how a network's translations are searched for, and how many candidates it yields.
+      candidates: how many a phrase-based system yields.
+    """
+    if isinstance(run, TrainedPhrases):
+        return run.translator(candidates)
+    return translator(run.experiment.model, run.params, run.tokenizer, beam)
 
 
 def translator(model: Any, params: Any, tokenizer: Tokenizer, beam: Beam | None = None) -> Translator:
@@ -57,12 +96,12 @@ def conclude(
 
 
 def translations(
-    trained: Trained, data: Bitext, *, beam: Beam, report: Callable[[str], None]
+    trained: TranslationRun, data: ParallelText, *, beam: Beam, report: Callable[[str], None]
 ) -> dict[str, tuple[list[str], list[str], list[str]]]:
     """Returns sources, translations and references of every split but "train".
 
     Args:
-      trained: the checkpoint.
+      trained: the run.
       data: the text; that of the run, or other files.
       beam: how translations are searched for.
       report: receives messages.
@@ -72,7 +111,7 @@ def translations(
         run was trained for.
     """
     own = trained.experiment.data
-    assert isinstance(own, Bitext)
+    assert isinstance(own, ParallelText)
     languages, asked = ((x.source_language, x.target_language) for x in (own, data))
     if asked != languages:
         raise UserError(
@@ -87,7 +126,7 @@ def translations(
             "the run's text has no test or validation files; name some: --data.source FILE --data.target FILE"
         )
     found = {}
-    model = translator(trained.experiment.model, trained.params, trained.tokenizer, beam)
+    model = translator_of(trained, beam)
     for split in tests:
         report(f"translating {split}")
         sources, references = (list(side) for side in zip(*text.pairs(split), strict=True))
@@ -95,7 +134,9 @@ def translations(
     return found
 
 
-def evaluate(trained: Trained, data: Bitext, *, beam: Beam, report: Callable[[str], None]) -> dict[str, Any]:
+def evaluate(
+    trained: TranslationRun, data: ParallelText, *, beam: Beam, report: Callable[[str], None]
+) -> dict[str, Any]:
     """Returns the scores of the translations of every split but "train"; arguments as `translations`."""
     from research.evaluation.bleu import by_length, scores
 
@@ -110,7 +151,12 @@ def evaluate(trained: Trained, data: Bitext, *, beam: Beam, report: Callable[[st
 
 
 def compare(
-    first: Trained, second: Trained, data: Bitext, *, beam: Beam, report: Callable[[str], None]
+    first: TranslationRun,
+    second: TranslationRun,
+    data: ParallelText,
+    *,
+    beam: Beam,
+    report: Callable[[str], None],
 ) -> dict[str, dict[str, float]]:
     """Returns BLEU of two runs, and the p-value of the difference, for every split but "train"."""
     from research.evaluation.bleu import compared

@@ -113,3 +113,13 @@ def test_command(tmp_path, capsys):
     )
     assert main(["align", str(source), str(tmp_path / "no")]) == 2
     assert "cannot read" in capsys.readouterr().err
+
+
+def test_text_that_the_chain_explains_entirely_keeps_its_links():
+    """Where no sentence ever goes on from some positions, jumps from there take nothing from the others."""
+    nouns, verbs = ["cat", "dog", "tree", "house", "child"], ["sees", "likes"]
+    source = [["the", "big", a, verbs[(k + m) % 2], "the", b]
+              for k, a in enumerate(nouns) for m, b in enumerate(nouns) if a != b]  # fmt: skip
+    target = [[word.upper() for word in (s[0], s[2], s[1], *s[3:])] for s in source]
+    found = align(source, target, Aligner(model="hmm"))
+    assert {(2, 1), (3, 3), (5, 5)} <= set(found.links(0))

@@ -1,0 +1,195 @@
+"""Making a phrase-based system, stage by stage; each stage leaves a file, and is not done again.
+
+text.json        what the text was, in figures and checksums
+alignment.txt    links of the training text, i-j
+lm.arpa          the language model
+phrases.parquet  the phrase table
+tuning.npz       what tuning has decoded so far
+weights.json     the best weights of the features
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from research.data.parallel import Pair, words_of
+from research.errors import StoppedError, UserError
+from research.statistical.aligner import align
+from research.statistical.arpa import read_arpa, write_arpa
+from research.statistical.em import device_per_core
+from research.statistical.ngram_model import NgramModel, estimate
+from research.statistical.phrase_table import PhraseTable, build, read_table, write_table
+from research.statistical.phrases import Links
+from research.statistical.tuning import Iteration, best, tune
+from research.training.conclusion import Conclusion, Result
+from research.training.description import to_json
+from research.training.metrics import MetricsWriter
+from research.training.phrase_based import PhraseBased
+from research.training.run_directory import RunDirectory, claim, write_atomically
+
+ALIGNMENT, LANGUAGE_MODEL, PHRASES, WEIGHTS = "alignment.txt", "lm.arpa", "phrases.parquet", "weights.json"
+TUNING = "tuning.npz"
+Report = Callable[[str], None]
+Sentences = list[list[str]]
+
+
+class _Text(NamedTuple):
+    """Words of the training and the validation text."""
+
+    source: Sentences
+    target: Sentences
+    valid_source: Sentences
+    valid_target: Sentences
+
+    def record(self) -> str:
+        """Returns what identifies the text, as JSON."""
+        figures = {
+            name: {
+                "sentences": len(side),
+                "words": sum(map(len, side)),
+                "sha256": hashlib.sha256("\n".join(map(" ".join, side)).encode()).hexdigest(),
+            }
+            for name, side in self._asdict().items()
+        }
+        return json.dumps(figures, indent=2) + "\n"
+
+
+def _read(description: PhraseBased) -> _Text:
+    text = description.data.open()
+    text.fingerprint()  # tells of files that are missing
+    if "train" not in text.splits():
+        raise UserError(f'data.corpus "{description.data.corpus}" has nothing to train on')
+    sides = [_sides(pairs) for pairs in description.data.training_pairs(text)]
+    counts = [len(source) for source, _ in sides]
+    if not all(counts):
+        raise UserError(f"the text has {counts[0]:,} pairs to train on and {counts[1]:,} to tune on")
+    return _Text(*sides[0], *sides[1])
+
+
+def _sides(pairs: Sequence[Pair]) -> tuple[Sentences, Sentences]:
+    return [words_of(source) for source, _ in pairs], [words_of(target) for _, target in pairs]
+
+
+def run(description: PhraseBased, directory: Path, *, report: Report = lambda message: None) -> Result:
+    """Makes a phrase-based system in a run directory, or goes on with the one that is there.
+
+    Args:
+      description: what to make.
+      directory: run directory; made if it is not there.
+      report: receives messages.
+
+    Raises:
+      UserError: the description does not hold together, the text cannot be read, the run directory is in use
+        or of another experiment.
+      StoppedError: SIGTERM or Ctrl-C; the stages that are done are saved.
+    """
+    description.validate()
+    text = _read(description)
+    begin = time.monotonic()
+    with claim(directory, to_json(description)) as owned, _stoppable(owned):
+        owned.keep({"text.json": text.record()})
+
+        def stage(name: str, make: Callable[[Path], None]) -> Path:
+            path = owned.path / name
+            if not path.exists():
+                started = time.monotonic()
+                make(path)
+                report(f"{name}: {time.monotonic() - started:.0f} s")
+            return path
+
+        alignment = stage(ALIGNMENT, lambda path: _align(description, text, path, report))
+        phrases = stage(PHRASES, lambda path: _extract(description, text, alignment, path, report))
+        model = stage(LANGUAGE_MODEL, lambda path: _estimate(description, text, path))
+        table, language_model = read_table(phrases), read_arpa(model)
+        history = tune(
+            text.valid_source,
+            text.valid_target,
+            table,
+            language_model,
+            how=description.tuning,
+            search=description.search,
+            state=owned.path / TUNING,
+            report=report,
+        )
+        _record(owned, history)
+    reached = best(history)
+    return Result(
+        run=str(directory),
+        step=len(history),
+        seconds=time.monotonic() - begin,
+        tokens_per_second=None,
+        validation={"valid/bleu": reached.bleu},
+        conclusion=_conclusion(table, language_model, history),
+    )
+
+
+@contextlib.contextmanager
+def _stoppable(directory: RunDirectory) -> Iterator[None]:
+    """Makes SIGTERM and Ctrl-C a `StoppedError`: whatever stage is under way, those before it are saved."""
+    here = threading.current_thread() is threading.main_thread()  # no other may set handlers
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if here else None
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise StoppedError(
+            f"stopped; the stages that are done are saved in {directory.path}: the same command goes on"
+        ) from None
+    finally:
+        if here:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _align(description: PhraseBased, text: _Text, path: Path, report: Report) -> None:
+    device_per_core()
+    found = align(text.source, text.target, description.alignment, report=report)
+    write_atomically(path, "".join(line + "\n" for line in found.lines()))
+
+
+def _extract(description: PhraseBased, text: _Text, alignment: Path, path: Path, report: Report) -> None:
+    lines = alignment.read_text(encoding="utf-8").split("\n")[:-1]
+    links = [(pair, *map(int, link.split("-"))) for pair, line in enumerate(lines) for link in line.split()]
+    columns = np.array(links, np.int64).reshape(-1, 3).T
+    write_table(build(text.source, text.target, Links(*columns), description.phrases, report=report), path)
+
+
+def _estimate(description: PhraseBased, text: _Text, path: Path) -> None:
+    how = description.language_model
+    model = estimate(text.target, how.order) if how.path is None else read_arpa(Path(how.path).expanduser())
+    write_arpa(model, path)
+
+
+def _record(directory: RunDirectory, history: Sequence[Iteration]) -> None:
+    """Writes metrics of every round of tuning, and the weights of the best."""
+    writer = MetricsWriter(directory, 0)
+    for number, iteration in enumerate(history, start=1):
+        writer.write(number, {"valid/bleu": iteration.bleu})
+    writer.close()
+    reached = best(history)
+    record = {"round": history.index(reached) + 1, "bleu": reached.bleu, "weights": reached.weights}
+    write_atomically(directory.path / WEIGHTS, json.dumps(record, indent=2) + "\n")
+
+
+def _conclusion(table: PhraseTable, model: NgramModel, history: Sequence[Iteration]) -> Conclusion:
+    reached = best(history)
+    values = {
+        "phrase_pairs": len(table.targets),
+        "ngrams": model.counts(),
+        "weights": reached.weights,
+        "bleu_of_rounds": [iteration.bleu for iteration in history],
+    }
+    lines = (
+        f"{len(table.targets):,} phrase pairs of {len(table.sources):,} source phrases",
+        f"{', '.join(f'{n:,}' for n in model.counts())} n-grams of orders 1 to {model.order}",
+        "weights: " + ", ".join(f"{name} {value:.3f}" for name, value in reached.weights.items()),
+    )
+    return Conclusion(values, lines, ("translate {run} < SOURCE > TARGET", "evaluate {run}", "show {run}"))
