@@ -10,7 +10,8 @@ its time is that of both directions, compilation and all, without reading the fi
 Measured on two cores of an AMD EPYC that many others shared, hence in CPU seconds (compiling included): joint
 model, and eflomal 2.0.0 intersected. 1,000 pairs: 15 s, AER 11.95 (eflomal 12 s, 13.65); 8,000 pairs: 29 s,
 7.37 (39 s, 9.07); 128,000 pairs: 148 s, 2.4 GiB, 5.45. The joint model's settings and its threshold were
-chosen on these very test pairs, with 1,000 and 8,000 pairs to train on, from about a dozen values.
+chosen on these very test pairs, with 1,000 and 8,000 pairs to train on, from about a dozen values. Model 4 at
+8,000 pairs: 133 s, 1.3 GiB, 12.5 intersected and 15.1 grown.
 """
 
 from __future__ import annotations
