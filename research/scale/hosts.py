@@ -62,7 +62,7 @@ def join(
             raise UserError(f"--process {process}: from 0 to {processes - 1} of --processes {processes}")
         if process > 0:
             _reach(host.strip("[]"), int(port))
-    elif _alone(environment):
+    elif _alone(environment) or jax.distributed.is_initialized():
         return
     # JAX's own way to notice SIGTERM would swallow it until the loop begins, which has its own.
     jax.config.update("jax_enable_preemption_service", False)

@@ -187,7 +187,7 @@ def test_two_processes_train_stop_together_and_go_on(tmp_path, request):
     assert "stopped by SIGTERM at step" in ends[1]
     stopped = run_directory.open_run(tmp_path / "run").newest()
     processes = both(stopped + 10)
-    found = [process.communicate(timeout=60) for process in processes]
+    found = [process.communicate(timeout=300) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], found
     assert f"resumed from step {stopped}" in found[0][1]
     _, out, _ = finish(tmp_path / "straight", "--steps", stopped + 10)
