@@ -9,6 +9,8 @@ from typing import Any
 
 import jax
 import numpy as np
+import tokenizers
+from tokenizers import processors
 
 from research.attention.positions import Learned
 from research.data.tokenizer import Tokenizer
@@ -58,7 +60,7 @@ def export_run(
     files = write(out, tensors, {"format": "pt"})
     texts = {
         "config.json": _dump({**config, **ids, "torch_dtype": dtype}),
-        Tokenizer.FILE: tokenizer.to_json(),
+        Tokenizer.FILE: _framing(model, tokenizer),
         "tokenizer_config.json": _dump(_tokenizer_config(model, tokenizer)),
         "README.md": _card(trained, family),
     }
@@ -108,7 +110,35 @@ def _tokenizer_config(model: Any, tokenizer: Tokenizer) -> dict[str, Any]:
         tokens = {"eos_token": end, "pad_token": tokenizer.name_of(tokenizer.start)}
     else:
         tokens = {"bos_token": end, "eos_token": end}
-    return {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": model.context, **tokens}
+    inputs = ["input_ids", "attention_mask", *(["token_type_ids"] if _types(model) > 1 else [])]
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": model.context,
+        "model_input_names": inputs,
+        **tokens,
+    }
+
+
+def _types(model: Any) -> int:
+    """Returns how many types of sentences the model tells apart."""
+    return model.token_types if isinstance(model, BERT) else 0
+
+
+def _framing(model: Any, tokenizer: Tokenizer) -> str:
+    """Returns the tokenizer's file, with the special tokens that an encoder reads around a text."""
+    text = tokenizer.to_json()
+    backend = tokenizers.Tokenizer.from_str(text)
+    if backend.post_processor is not None or not isinstance(model, (BERT, Transformer)):
+        return text
+    end = (tokenizer.name_of(tokenizer.end_of_text), tokenizer.end_of_text)
+    single, pair, special = f"$A {end[0]}", None, [end]
+    if isinstance(tokenizer, MaskingTokenizer):
+        first = (tokenizer.name_of(tokenizer.first), tokenizer.first)
+        single, special = f"{first[0]} {single}", [first, end]
+        second = int(_types(model) > 1)
+        pair = f"{single} $B:{second} {end[0]}:{second}"
+    backend.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=special)
+    return backend.to_str(pretty=False)
 
 
 def _tensors(params: Any, table: dict[str, Slot], dtype: np.dtype) -> Iterator[tuple[str, np.ndarray]]:

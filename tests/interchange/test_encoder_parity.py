@@ -119,3 +119,7 @@ def test_logits_and_tokens_agree_both_ways(name, peers, tmp_path):
     for text in NASTY:
         assert tokenizer(text, add_special_tokens=False)["input_ids"] == trained.tokenizer.encode(text)
     assert tokenizer.mask_token_id == trained.tokenizer.mask
+    ours = trained.tokenizer
+    one, two = ours.encode_batch(["the cat", "sat"])
+    framed = tokenizer("the cat", "sat")["input_ids"]
+    assert framed == [ours.first, *one, ours.separator, *two, ours.separator]

@@ -19,7 +19,7 @@ from research.training.trained import load
 TEXTS = ["def f(x):\n    return x", "naïve café ☕ 日本", "  two  spaces\t\r\n", "a" * 70, "�\u200b"]
 SIZES = {
     "vocab_size": 300, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6, "max_position_embeddings": 64,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6, "max_position_embeddings": 80,
 }  # fmt: skip
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # of third parties
@@ -38,7 +38,7 @@ def made(name, torch, transformers):
     torch.manual_seed(0)
     if name == "gpt2":
         config = transformers.GPT2Config(
-            vocab_size=300, n_positions=64, n_embd=24, n_layer=2, n_head=4, n_inner=40, **ends
+            vocab_size=300, n_positions=80, n_embd=24, n_layer=2, n_head=4, n_inner=40, **ends
         )
         model = transformers.GPT2LMHeadModel(config)
     elif name == "qwen3":
@@ -75,11 +75,11 @@ def test_logits_and_greedy_text_agree_both_ways(name, peers, tmp_path):
     prompt = tokens[0, :8].tolist()
     with torch.no_grad():
         drawn = theirs.generate(
-            torch.tensor([prompt]), max_new_tokens=48, do_sample=False, eos_token_id=-1, pad_token_id=0
+            torch.tensor([prompt]), max_new_tokens=64, do_sample=False, eos_token_id=-1, pad_token_id=0
         )
     apply, cache = model.build().apply, model.empty_cache
     greedy = Decoding(temperature=0.0)
-    ours = sample(apply, trained.params, cache, [prompt], context=64, tokens=48, how=greedy)
+    ours = sample(apply, trained.params, cache, [prompt], context=80, tokens=64, how=greedy)
     assert ours[0] == drawn[0, 8:].tolist()
 
     export_run(trained, tmp_path / "out", None, print)
