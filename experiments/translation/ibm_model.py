@@ -16,4 +16,6 @@ from research.training.phrase_based import PhraseBased
 
 
 def experiment() -> PhraseBased:
-    return dataclasses.replace(phrase_based.experiment(), name="ibm-model", phrases=Phrases(longest=1))
+    return dataclasses.replace(
+        phrase_based.experiment(), name="ibm-model", phrases=Phrases(longest=1, smoothing="kneser-ney")
+    )
