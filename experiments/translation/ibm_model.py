@@ -4,8 +4,8 @@
     headway evaluate runs/ibm-model
 
 A word is translated by a word: lexical tables, a language model and reordering, in the decoder of
-phrase_based.py with phrases of one word. No word has several words for its translation, or none. Measured with
-Moses's default weights, not tuned: BLEU 26.9 / 20.1 / 19.0 on the three tests, 8 to 6 less than phrases have.
+phrase_based.py with phrases of one word. No word has several words for its translation, or none. Measured
+with Moses's default weights, not tuned: BLEU 26.9 / 20.1 / 19.0 on the three tests, 6 to 8 less than phrases.
 """
 
 import dataclasses
