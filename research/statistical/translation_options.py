@@ -117,17 +117,17 @@ class PhraseOptions:
         """Returns the options of a sentence, whose phrases must be among those collected."""
         words, spans = tuple(sentence), []
         for start, end in _spans(len(words), self.longest):
-            phrase = self.phrases.get(words[start:end])
-            if phrase is not None:
-                spans.append((start, end, phrase))
-        start, end, phrase = np.array(spans, np.int64).reshape(-1, 3).T
-        counts = self.starts[phrase + 1] - self.starts[phrase]
+            number = self.phrases.get(words[start:end])
+            if number is not None:
+                spans.append((start, end, number))
+        starts, ends, phrases = np.array(spans, np.int64).reshape(-1, 3).T
+        counts = self.starts[phrases + 1] - self.starts[phrases]
         first = np.concatenate([[0], np.cumsum(counts)])
-        rows = np.repeat(self.starts[phrase] - first[:-1], counts) + np.arange(first[-1])
+        rows = np.repeat(self.starts[phrases] - first[:-1], counts) + np.arange(first[-1])
         return SentenceOptions(
             length=len(words),
-            start=start,
-            end=end,
+            start=starts,
+            end=ends,
             first=first.astype(np.int64),
             rows=rows,
             translations=self.translations.take(rows),
@@ -190,9 +190,9 @@ def collect(sentences: Sequence[Sequence[str]], table: PhraseTable, model: Langu
             phrases[phrase] = len(ranges)
             ranges.append(known or (-1, 0))
             targets.extend(table.targets[slice(*known)] if known else [phrase])
-    begin, end = np.array(ranges, np.int64).reshape(-1, 2).T
-    starts = np.concatenate([[0], np.cumsum(end - begin)])
-    rows = np.repeat(begin - starts[:-1], end - begin) + np.arange(starts[-1])
+    begins, ends = np.array(ranges, np.int64).reshape(-1, 2).T
+    starts = np.concatenate([[0], np.cumsum(ends - begins)])
+    rows = np.repeat(begins - starts[:-1], ends - begins) + np.arange(starts[-1])
     translations, alone = target_phrases(targets, model)
     features = np.zeros((len(rows), OWN), np.float32)
     features[:, 0] = alone

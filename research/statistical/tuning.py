@@ -52,7 +52,7 @@ class Tuning:
     least_gain: float = 0.05
     restarts: int = 10
     epochs: int = 30
-    largest_step: float = 0.01
+    largest_step: float = 0.0003
     seed: int = 0
 
     def validate(self) -> None:

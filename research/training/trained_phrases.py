@@ -62,7 +62,10 @@ def load(path: str | Path) -> TrainedPhrases:
     assert isinstance(description, PhraseBased)
     if not (directory.path / WEIGHTS).exists():
         raise UserError(f"{path} has no {WEIGHTS} yet: it is not tuned; headway train {path} goes on with it")
-    record = json.loads((directory.path / WEIGHTS).read_text(encoding="utf-8"))
+    try:
+        record = json.loads((directory.path / WEIGHTS).read_text(encoding="utf-8"))
+    except ValueError:
+        raise UserError(f"{directory.path / WEIGHTS} is damaged: it is not JSON") from None
     phrases, model = read_table(directory.path / PHRASES), read_arpa(directory.path / LANGUAGE_MODEL)
     decoder = PhraseDecoder(phrases, model, record["weights"], description.search)
     return TrainedPhrases(directory, description, record["round"], decoder)

@@ -166,6 +166,12 @@ def test_unknown_words_are_copied():
     assert found.features[FEATURES.index("unknown")] == 2
 
 
+def test_nothing_becomes_nothing():
+    decoder = PhraseDecoder(table_of(1), MODEL, DEFAULT_WEIGHTS)
+    assert decoder.translate([]) == []
+    assert [row[0].words for row in decoder.translate([[], []], n_best=3)] == [(), ()]
+
+
 @pytest.mark.parametrize(
     ("weights", "message"),
     [

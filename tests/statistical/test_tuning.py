@@ -110,7 +110,7 @@ def development():
 @pytest.mark.parametrize("method", ["mira", "mert"])
 def test_tuning_comes_closer_to_hidden_weights(method):
     source, references, table = development()
-    how = Tuning(method, n_best=30, iterations=4, restarts=1, epochs=10)
+    how = Tuning(method, n_best=30, iterations=4, restarts=1, epochs=10, largest_step=0.01)
     history = tune(source, references, table, MODEL, SEARCH, how, start=random_weights(3))
     assert best(history).bleu > history[0].bleu + 5
     assert best(history).weights["unknown"] == -5.0
@@ -119,7 +119,7 @@ def test_tuning_comes_closer_to_hidden_weights(method):
 def test_tuning_goes_on_where_it_stopped(tmp_path):
     source, references, table = development()
     path = tmp_path / "tuning.npz"
-    how = Tuning(n_best=20, iterations=3, epochs=3, patience=3)
+    how = Tuning(n_best=20, iterations=3, epochs=3, patience=3, largest_step=0.01)
     run = functools.partial(tune, source, references, table, MODEL, SEARCH, start=random_weights(3))
 
     class StoppedError(Exception):
