@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from research.errors import UserError, nearest
-from research.scale.mesh import AXES
+from research.scale.mesh import AXES, arranged, slice_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,20 +97,9 @@ class Topology:
         extents, kinds = tuple(sizes.values()), (AxisType.Auto,) * len(AXES)
         if not self.compiles:
             return AbstractMesh(extents, AXES, kinds)
-        return Mesh(self._arranged(extents), AXES, kinds)
-
-    def _arranged(self, shape: tuple[int, ...]) -> np.ndarray:
-        from jax.experimental import mesh_utils
-
         if self.chip is None:
-            return np.array(self.devices).reshape(shape)
-        if self.slices == 1:
-            return mesh_utils.create_device_mesh(shape, self.devices, allow_split_physical_axes=True)
-        inside = (shape[0] // self.slices, *shape[1:])
-        between = (self.slices, *(1,) * (len(shape) - 1))
-        return mesh_utils.create_hybrid_device_mesh(
-            inside, between, self.devices, allow_split_physical_axes=True
-        )
+            return Mesh(np.array(self.devices).reshape(extents), AXES, kinds)
+        return Mesh(arranged(extents, self.devices, self.slices), AXES, kinds)
 
 
 def topology(name: str, slices: int = 1) -> Topology:
@@ -175,11 +164,6 @@ def _simulated(name: str, slices: int) -> Topology:
     if len(devices) < count:
         raise UserError(f"topology {name!r}: this process has {len(devices)} simulated devices")
     return Topology(name, None, 1, devices[:count])
-
-
-def slice_of(device: Any) -> int:
-    """Returns the number of the slice that a device is part of."""
-    return int(getattr(device, "slice_index", 0))
 
 
 def default_platform_is_cpu() -> None:

@@ -53,7 +53,8 @@ class Sharding:
     strategy: Literal["replicated", "fsdp", "fsdp+tensor"] = "fsdp"
     """Table that gives each parameter its PartitionSpec."""
     data: int = 1
-    """Mesh axis of plain data parallelism (parameters replicated)."""
+    """Mesh axis of plain data parallelism (parameters replicated). Of several slices it runs between them; 1
+    with fsdp -1: their number."""
     fsdp: int = -1
     """Mesh axis over which batch and parameters are split; -1: all remaining devices."""
     tensor: int = 1

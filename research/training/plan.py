@@ -18,8 +18,9 @@ from research.errors import UserError
 from research.inference.sampling import Decoding, sampler
 from research.models.gpt import GPT
 from research.objectives.causal_lm import CausalLM
-from research.scale.chips import Topology, slice_of
+from research.scale.chips import Topology
 from research.scale.collectives import Collective, collectives
+from research.scale.mesh import slice_of
 from research.training.description import kind
 from research.training.experiment import Experiment
 from research.training.overrides import override

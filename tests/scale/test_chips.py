@@ -67,7 +67,7 @@ def test_axes_that_do_not_multiply_up_are_one_line(axes):
 
 def test_what_remains_may_be_the_axis_between_slices(monkeypatch):
     slices = Topology("v5e:2x2", CHIPS["v5e"], 2, jax.devices()[:1] * 8)
-    monkeypatch.setattr(Topology, "_arranged", lambda self, shape: np.empty(shape, object))
+    monkeypatch.setattr("research.scale.chips.arranged", lambda shape, *of: np.empty(shape, object))
     monkeypatch.setattr("research.scale.chips.Mesh", lambda arranged, axes, axis_types: arranged.shape)
     assert slices.mesh(-1, 4, 1, 1) == slices.mesh(1, -1, 1, 1) == (2, 4, 1, 1)
     with pytest.raises(UserError, match="data is a multiple of the slices"):

@@ -64,3 +64,18 @@ def test_a_mesh_that_does_not_fit_is_one_line(eight, asked, line):
 def test_one_device_is_spoken_of_in_the_singular():
     with pytest.raises(UserError, match="no mesh of 1 device; "):
         make_mesh(data=2, devices=jax.devices()[:1])
+
+
+@pytest.mark.parametrize(
+    ("asked", "shape"),
+    [({}, (2, 4, 1, 1)), ({"tensor": 2}, (2, 2, 2, 1)), ({"data": 4}, (4, 2, 1, 1)), ({"fsdp": 8}, None)],
+)
+def test_of_several_slices_data_runs_between_them_where_it_can(monkeypatch, eight, asked, shape):
+    devices = [SimpleNamespace(slice_index=i // 4) for i in range(8)]
+    monkeypatch.setattr(meshes, "arranged", lambda shape, devices, slices: (shape, slices))
+    monkeypatch.setattr(meshes, "Mesh", lambda arranged, axes, axis_types: arranged)
+    found = make_mesh(devices=devices, **asked)
+    if shape is None:  # parameters split over all, slow links included, because that was asked for
+        assert found.sizes == (1, 8, 1, 1)
+    else:
+        assert found == (shape, 2)
