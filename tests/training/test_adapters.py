@@ -40,10 +40,10 @@ def params():
 
 
 def test_the_sum_is_that_of_matrices_and_begins_with_the_model(params):
-    adapted = with_adapters(params, ALL, jax.random.key(0))
+    adapted = jax.jit(lambda p: with_adapters(p, ALL, jax.random.key(0)))(params)
     jax.tree.map(np.testing.assert_array_equal, merged(adapted, ALL), params)
     adapted["adapters"] = random(1, adapted["adapters"])
-    got = merged(adapted, ALL)["stack"]["blocks"]
+    got = jax.jit(lambda p: merged(p, ALL))(adapted)["stack"]["blocks"]
     there, blocks = adapted["adapters"]["stack"]["blocks"], params["stack"]["blocks"]
     for path, shape in (
         (("attention", "query"), (8, 8)), (("attention", "key"), (8, 4)), (("attention", "output"), (8, 8)),
@@ -59,21 +59,25 @@ def test_the_sum_is_that_of_matrices_and_begins_with_the_model(params):
 
 def test_only_adapters_get_a_gradient_and_a_memory(params):
     lora = LoRA()
-    adapted = with_adapters(params, lora, jax.random.key(0))
-    gradient = jax.grad(lambda p: sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(merged(p, lora))))(
-        adapted
-    )
+    adapted = jax.jit(lambda p: with_adapters(p, lora, jax.random.key(0)))(params)
+    optimizer = adapters_only(optax.adamw(1e-2, weight_decay=1.0))
+
+    def step(p):
+        gradient = jax.grad(
+            lambda p: sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(merged(p, lora)))
+        )(p)
+        memory = optimizer.init(p)
+        updates, _ = optimizer.update(gradient, memory, p)
+        return gradient, memory, optax.apply_updates(p, updates)
+
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes floats with integer counts
+        gradient, memory, after = jax.jit(step)(adapted)
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient["frozen"]))
     assert all(
         np.any(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(gradient) if "lora_b" in str(path)
     )
-    optimizer = adapters_only(optax.adamw(1e-2, weight_decay=1.0))
-    memory = optimizer.init(adapted)
     adapters = sum(leaf.size for leaf in jax.tree.leaves(adapted["adapters"]))
     assert sum(leaf.size for leaf in jax.tree.leaves(memory)) <= 2 * adapters + 4
-    with jax.numpy_dtype_promotion("standard"):  # optax mixes floats with integer counts
-        updates, _ = optimizer.update(gradient, memory, adapted)
-    after = optax.apply_updates(adapted, updates)
     jax.tree.map(np.testing.assert_array_equal, after["frozen"], adapted["frozen"])
 
 
