@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from research.ablation.grid import load_ablation, rows
-from research.training.description import load_experiment
+from research.training.description import load_description
+from research.training.experiment import Experiment
 from research.training.validity import validate
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
@@ -21,7 +22,11 @@ def files(*folders):
 
 @pytest.mark.parametrize("file", files("gpt", "bert", "translation"))
 def test_an_experiment_holds_together_and_says_how_it_is_run(file):
-    validate(load_experiment(file))
+    described = load_description(file)
+    if isinstance(described, Experiment):
+        validate(described)
+    else:
+        described.validate()
     assert f"headway train {file.relative_to(EXPERIMENTS.parent)}" in file.read_text(encoding="utf-8")
 
 

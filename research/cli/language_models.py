@@ -83,6 +83,7 @@ def evaluate(target: str, options: Evaluate, overrides: Mapping[str, str]) -> No
     from research.training.description import kind, load_description
     from research.training.experiment import Experiment
     from research.training.overrides import override
+    from research.training.run_directory import open_run
     from research.training.trained import load
     from research.training.trained_phrases import load as load_phrases
 
@@ -94,7 +95,7 @@ def evaluate(target: str, options: Evaluate, overrides: Mapping[str, str]) -> No
     if options.gold is not None or options.pictures is not None:
         raise UserError("evaluate: --gold and --pictures go with --task alignment")
     beam = Beam(options.beam, options.length_penalty)
-    if not isinstance(load_description(target), Experiment):
+    if not isinstance(load_description(open_run(target).experiment), Experiment):
         translation.evaluate(load_phrases(target), overrides, beam, as_json=options.json)
         return
     trained = load(target, options.checkpoint)
