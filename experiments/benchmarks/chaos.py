@@ -211,7 +211,7 @@ def chaos(kills: int, steps: int, seed: int, work: Path) -> dict[str, Any]:
         assert code in codes, f"a session ended with {code}:\n{log.read_text()[-3000:]}"
 
     expect(Session.start(description, straight, log).ended(600.0), 0)
-    usual = 0.5 * (time.monotonic() - started)  # it alone tokenised and compiled
+    usual = 0.25 * (time.monotonic() - started)  # it alone tokenised and compiled
     draw, struck, fruitless, runs, saved = random.Random(seed), collections.Counter(), 0, 0, 0
     while True:
         directory = work / f"run-{runs}"

@@ -63,4 +63,4 @@ def test_a_language_model_killed_many_times_ends_bit_for_bit(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-4000:]
     found = json.loads((tmp_path / "found.json").read_text())
-    assert found["kills"] == 4 and found["runs that ended identically"] >= 1
+    assert found["kills"] == 3 and found["runs that ended identically"] >= 1
