@@ -54,7 +54,7 @@ def test_a_language_model_killed_many_times_ends_bit_for_bit(tmp_path):
         sys.executable,
         str(CHAOS),
         "--kills",
-        "4",
+        "3",
         "--steps",
         "30",
         "--json",
