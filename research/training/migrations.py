@@ -1,6 +1,7 @@
 """Runs of older versions: what each format changed, and how its descriptions become those of the next.
 
-Format 2: ``initial`` is a description of a warm start, where it was the path of a run.
+Format 2: ``initial`` is a description of a warm start, where it was the path of a run; objectives are called
+``causal-lm`` and ``masked-lm``, where they were ``causallm`` and ``maskedlm``.
 Parameters are where they have been since format 1.
 """
 
@@ -15,14 +16,17 @@ FORMAT = 2
 """Format of runs and checkpoints; a reader refuses a newer one."""
 
 
-def _initial_described(description: dict[str, Any]) -> dict[str, Any]:
-    run = description.get("initial")
+def _described_anew(description: dict[str, Any]) -> dict[str, Any]:
+    run, objective = description.get("initial"), description.get("objective")
     if isinstance(run, str):
         description = {**description, "initial": {"kind": "warm-start", "run": run}}
+    if isinstance(objective, Mapping) and objective.get("kind") in ("causallm", "maskedlm"):
+        name = str(objective["kind"]).removesuffix("lm") + "-lm"
+        description = {**description, "objective": {**objective, "kind": name}}
     return description
 
 
-MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _initial_described}
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _described_anew}
 """From each format to the next; takes and returns an experiment's description as JSON."""
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from research.errors import UserError
-from research.training.description import from_stored, load_experiment, to_json
+from research.training.description import from_json, load_experiment, to_json
 from research.training.initial import WarmStart
 from research.training.migrations import FORMAT, MIGRATIONS, migrated
 from research.training.paths import path_name
@@ -72,4 +72,4 @@ def test_a_newer_format_is_refused_in_one_line(run):
 def test_todays_descriptions_pass_unchanged():
     value = {"name": "x", "initial": {"kind": "warm-start", "run": "y"}}
     assert migrated({"format": FORMAT, **value}) == migrated(value) == value
-    assert from_stored({"name": "x"}).initial is None
+    assert from_json(migrated({"name": "x"})).initial is None

@@ -121,6 +121,6 @@ def test_what_cannot_be_sampled_is_one_line():
         plan(SMALL, topology("h100:8"), "sample")
     masked = Experiment("masked", BERT(vocabulary=64, layers=1, width=32, heads=2), MaskedText(), MaskedLM())
     with pytest.raises(
-        UserError, match="--step sample needs objective 'causal-lm'; masked learns 'maskedlm'"
+        UserError, match="--step sample needs objective 'causal-lm'; masked learns 'masked-lm'"
     ):
         plan(masked, topology("cpu:1"), "sample")
