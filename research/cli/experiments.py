@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from research.training.conclusion import Result
     from research.training.experiment import Experiment
+    from research.training.phrase_based import PhraseBased
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,12 +76,8 @@ def train(target: str, options: Train, overrides: Mapping[str, str]) -> None:
         result = _train_network(description, directory, profile, options)
         if result is None:  # one process speaks for all
             return
-    elif profile is None:
-        from research.training import phrase_training
-
-        result = phrase_training.run(description, directory, report=message)
     else:
-        raise UserError(f"--profile: {target} does not train by steps")
+        result = _train_phrases(description, directory, options)
     if options.json:
         print(json.dumps(result.to_json()))
         return
@@ -113,6 +110,15 @@ def _train_network(
             report=message if first else lambda text: None,
         )
     return result if first else None
+
+
+def _train_phrases(description: PhraseBased, directory: Path, options: Train) -> Result:
+    from research.training import phrase_training
+
+    for name in ("profile", "coordinator", "processes", "process", "watchdog"):
+        if getattr(options, name) is not None:
+            raise UserError(f"train: --{name} is for what trains by steps: leave it out")
+    return phrase_training.run(description, directory, report=message)
 
 
 def show(target: str, options: Show, overrides: Mapping[str, str]) -> None:
