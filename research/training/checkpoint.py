@@ -239,7 +239,8 @@ def restore(
       verified: whether the files have been checked already.
 
     Raises:
-      UserError: the checkpoint is damaged, is of a newer format, or does not fit ``abstract_state``.
+      UserError: the checkpoint is damaged, is of a newer format, does not fit ``abstract_state``, or is of no
+        training that could be gone on with (when ``batches`` is to be set).
     """
     import orbax.checkpoint as ocp
 
@@ -260,13 +261,18 @@ def restore(
             partial_restore=True,
         )
     }
+    position = next((folder / "batches").glob("process_0-of-*.json"), None)
+    if batches is not None and position is None:
+        raise UserError(
+            f"{directory.path} was imported or averaged, not trained: begin another run with --from"
+            f" {directory.path}"
+        )
     if misfit := _misfit(folder / "state", abstract_state):
         raise UserError(f"checkpoint {step} of {directory.path} does not fit: {misfit}{_upgrades(record)}")
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
         restored = reader.restore(folder.absolute(), args=ocp.args.Composite(**items))
-    if batches is not None:
+    if batches is not None and position is not None:
         # A batch is a record and a process reads its rows of each, so all of them were at the same place.
-        position = next((folder / "batches").glob("process_0-of-*.json"))
         batches.set_state(json.loads(position.read_text(encoding="utf-8")))
     return Restored(step, restored["state"], record)
 

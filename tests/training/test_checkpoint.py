@@ -1,6 +1,7 @@
 """Checkpoints: what is kept, what is noticed, what survives a full disk."""
 
 import asyncio
+import dataclasses
 import gc
 import shutil
 from pathlib import Path
@@ -13,6 +14,7 @@ from test_resume import assert_same_state, finish
 
 from research.errors import UserError
 from research.training import checkpoint, run_directory
+from research.training.experiment import Checkpointing
 from research.training.metrics import MetricsWriter
 from research.training.progress import Display
 
@@ -190,6 +192,16 @@ def test_a_state_that_does_not_fit_is_one_line(copy):
         UserError, match=r"checkpoint 10 of .* does not fit: ballast/0 has shape \(1,\) there, \(7,\)"
     ):
         run(copy, build(ballast=7), experiment(20))
+
+
+def test_a_run_that_no_training_led_to_is_not_gone_on_with(tmp_path):
+    with (
+        run_directory.claim(tmp_path, dataclasses.asdict(experiment(5))) as made,
+        checkpoint.Checkpoints(made, Checkpointing()) as checkpoints,
+    ):
+        checkpoints.save(0, build().init(), None, {}, {})
+    with pytest.raises(UserError, match=r"was imported or averaged, not trained: begin another run with --f"):
+        run(tmp_path, build(), experiment(5))
 
 
 def test_an_unfinished_save_is_cleared_away(copy):
