@@ -79,7 +79,7 @@ def test_without_an_environment_that_jax_knows_there_is_one_process():
 class Device:
     """A device of some process, as far as a sharding looks at it."""
 
-    platform = "cpu"
+    platform = device_kind = "cpu"
 
     def __init__(self, number, process):
         self.id, self.process_index = number, process
