@@ -7,11 +7,12 @@ train.part1.en.xz, train.part1.fr.xz. As is usual, the 447 test pairs precede th
 is lower-cased, and pairs with a side of more than 100 words are left out. Each row is a process of its own;
 its time is that of both directions, compilation and all, without reading the files. AER in percent.
 
-Measured on two cores of an AMD EPYC that many others shared, hence in CPU seconds (compiling included): joint
-model, and eflomal 2.0.0 intersected. 1,000 pairs: 15 s, AER 11.95 (eflomal 12 s, 13.65); 8,000 pairs: 29 s,
-7.37 (39 s, 9.07); 128,000 pairs: 148 s, 2.4 GiB, 5.45. The joint model's settings and its threshold were
-chosen on these very test pairs, with 1,000 and 8,000 pairs to train on, from about a dozen values. Model 4 at
-8,000 pairs: 133 s, 1.3 GiB, 12.5 intersected and 15.1 grown.
+Measured on two cores of an AMD EPYC, quiet, wall time of both directions with compilation: joint model 16 s
+at 8,000 pairs (AER 7.37), 82 s and 2.0 GiB at 128,000 (5.45); Model 4 76 s and 1.4 GiB at 8,000 (12.5
+intersected, 15.1 grown). In CPU seconds when many others shared them, beside eflomal 2.0.0 intersected: joint
+15 s at 1,000 pairs, AER 11.95 (eflomal 12 s, 13.65), 29 s at 8,000 (39 s, 9.07). The joint model's settings
+and its threshold were chosen on these very test pairs, with 1,000 and 8,000 pairs to train on, from about a
+dozen values.
 """
 
 from __future__ import annotations
