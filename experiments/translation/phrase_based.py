@@ -7,7 +7,7 @@ The owners' lower-cased tokenised text; HMM alignments in both directions, grow-
 up to seven words, Kneser-Ney smoothing, lexicalised reordering, a 5-gram model, batch MIRA on the
 validation text. Measured (one run, tokenised BLEU): 37.15 on the validation text that it is tuned on (36.58
 before), and 34.8 / 27.8 / 24.6 on test_2016_flickr / test_2017_flickr / test_2017_mscoco; Moses on the same
-files 35.0 / 28.0 / 25.0. A sentence takes 26 ms of processor time.
+files 35.0 / 28.0 / 25.0. 79 sentences a second on two quiet cores.
 """
 
 from research.statistical.aligner import Aligner
