@@ -272,8 +272,13 @@ def search(experiment: Experiment, topology: Topology, report: Callable[[str], N
     reported and left out.
 
     Raises:
-      UserError: the model has no remat policies.
+      UserError: the model has no remat policies, or nothing estimates times for the chips.
     """
+    if topology.chip is None or not topology.compiles:
+        raise UserError(
+            f"--search compares times, which are estimated for TPUs only, not for {topology.name}; choose"
+            " one, such as --topology v5e:4x4"
+        )
     if not hasattr(experiment.model, "remat"):
         raise UserError(f"--search varies model.remat, which {kind(type(experiment.model))!r} does not have")
     rows = []

@@ -19,7 +19,7 @@ from research.models.gpt import GPT
 from research.objectives.masked_lm import MaskedLM
 from research.scale.chips import topology
 from research.training.experiment import Experiment, Sharding
-from research.training.plan import _beats, _shortage, plan, text
+from research.training.plan import _beats, _shortage, plan, search, text
 
 QUICK = ["--model.layers", "2", "--model.width", "128", "--optimizer", "adamw", "--model.depth", "scan"]
 
@@ -124,3 +124,9 @@ def test_what_cannot_be_sampled_is_one_line():
         UserError, match="--step sample needs objective 'causal-lm'; masked learns 'masked-lm'"
     ):
         plan(masked, topology("cpu:1"), "sample")
+
+
+@pytest.mark.parametrize("place", ["cpu:1", "h100:8"])
+def test_a_search_where_no_time_is_estimated_is_one_line(place):
+    with pytest.raises(UserError, match=f"estimated for TPUs only, not for {place}; choose one, such"):
+        search(SMALL, topology(place), print)
