@@ -19,6 +19,16 @@ OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
 """What opens compressed files, by suffix."""
 
 
+def read_json(path: Path) -> Any:
+    """Returns what a JSON file holds; UserError if it cannot be read, or is no JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: it is not JSON") from error
+
+
 @dataclasses.dataclass(frozen=True)
 class TextFiles(LocalSource):
     """The files that ``path`` names; each is a document, or one per line of a ``.jsonl``."""

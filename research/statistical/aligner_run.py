@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from safetensors.numpy import save as serialized
 
+from research.data.files import read_json
 from research.errors import UserError
 from research.statistical.aligner import Aligner, Trained
 
@@ -71,8 +72,8 @@ def load(path: Path) -> Trained:
             f"{path} is no aligner's run directory: it has no {_DESCRIPTION}; "
             "headway align SOURCE TARGET --out RUN writes one"
         )
-    description = _read_json(path / _DESCRIPTION)
-    vocabulary = _read_json(path / _VOCABULARY)
+    description = read_json(path / _DESCRIPTION)
+    vocabulary = read_json(path / _VOCABULARY)
     try:
         arrays = load_file(path / _TABLES)
     except (OSError, SafetensorError) as error:
@@ -87,12 +88,3 @@ def load(path: Path) -> Trained:
         return Trained(Aligner(**description), words, entries, arrays)
     except (KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged: {error}") from None
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: it is not JSON") from error

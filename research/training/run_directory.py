@@ -24,6 +24,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from research.data.files import read_json
 from research.errors import UserError
 from research.training.migrations import FORMAT, migrated
 
@@ -68,7 +69,7 @@ class RunDirectory:
 
     def description(self) -> dict[str, Any]:
         """Returns the experiment's description as JSON, in today's format; ``UserError`` if there is none."""
-        stored = _read_json(self.experiment)
+        stored = read_json(self.experiment)
         try:
             return migrated(stored)
         except UserError as error:
@@ -110,11 +111,11 @@ class RunDirectory:
     def checkpoint_metrics(self, step: int) -> dict[str, float]:
         """Returns the validation metrics saved with a checkpoint; empty if that step was not evaluated."""
         path = self.checkpoints / str(step) / "metrics" / "metrics"
-        return _read_json(path) if path.exists() else {}
+        return read_json(path) if path.exists() else {}
 
     def checkpoint_record(self, step: int) -> dict[str, Any]:
         """Returns what was saved beside the arrays: format, step, experiment, versions of the packages."""
-        return _read_json(self.checkpoints / str(step) / "record" / "metadata")
+        return read_json(self.checkpoints / str(step) / "record" / "metadata")
 
     def rows(self) -> list[dict[str, Any]]:
         """Returns the lines of metrics.jsonl; a line cut off by a crash is left out."""
@@ -287,15 +288,6 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
         for key, item in value.items()
         for name, leaf in flatten(item, f"{prefix}.{key}" if prefix else key).items()
     }
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: it is not JSON") from error
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
