@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 # In the environment, so that processes that tests start are strict too. On an accelerator, set JAX_PLATFORMS.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -42,3 +46,19 @@ def cache_of_the_session(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HEADWAY_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session")
+def on_eight_devices():
+    """Runs cases of a script on eight simulated devices: (script, cases) -> the JSON object it prints."""
+
+    def run(script, cases):
+        # The optimisation level: compiling takes all the time.
+        flags = {"JAX_NUM_CPU_DEVICES": "8", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+        environment = os.environ | flags | {"PYTHONPATH": str(Path(__file__).parents[1])}
+        command = [sys.executable, "-W", "error", script, *cases]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr[-4000:]
+        return json.loads(done.stdout)
+
+    return run

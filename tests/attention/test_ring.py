@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import sharded_attention
@@ -15,26 +9,15 @@ import sharded_attention
 from research.attention import Causal, Everything, SameSegment, Window
 from research.attention.ring import _deals, pieces
 
-ROOT = Path(__file__).parents[2]
 
-
-def on_eight_devices(cases: list[str]) -> dict:
-    flags = {"JAX_NUM_CPU_DEVICES": "8", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
-    command = [sys.executable, "-W", "error", sharded_attention.__file__, *cases]
-    environment = os.environ | flags | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(done.stdout)
+@pytest.fixture(scope="module")
+def fast(on_eight_devices):
+    return on_eight_devices(sharded_attention.__file__, sharded_attention.FAST)
 
 
 @pytest.fixture(scope="module")
-def fast():
-    return on_eight_devices(sharded_attention.FAST)
-
-
-@pytest.fixture(scope="module")
-def slow():
-    return on_eight_devices(sharded_attention.SLOW)
+def slow(on_eight_devices):
+    return on_eight_devices(sharded_attention.__file__, sharded_attention.SLOW)
 
 
 def check(found: dict) -> None:

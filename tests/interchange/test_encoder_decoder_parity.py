@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 
 import jax
 import jax.numpy as jnp
@@ -21,14 +20,6 @@ from research.training.trained import load
 PAD, END = 290, 0
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # of third parties
-
-
-@pytest.fixture(scope="module")
-def peers():
-    with warnings.catch_warnings(action="ignore"):
-        torch = pytest.importorskip("torch", reason="needs the extra 'peers'")
-        torch.set_num_threads(1)  # the models are tiny
-        return torch, pytest.importorskip("transformers", reason="needs the extra 'peers'")
 
 
 def made(name, torch, transformers):

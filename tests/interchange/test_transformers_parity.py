@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 
 import jax
 import jax.numpy as jnp
@@ -23,13 +22,6 @@ SIZES = {
 }  # fmt: skip
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # of third parties
-
-
-@pytest.fixture(scope="module")
-def peers():
-    with warnings.catch_warnings(action="ignore"):
-        torch = pytest.importorskip("torch", reason="needs the extra 'peers'")
-        return torch, pytest.importorskip("transformers", reason="needs the extra 'peers'")
 
 
 def made(name, torch, transformers):

@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import sharded_worker
@@ -18,27 +12,15 @@ from research.errors import UserError
 from research.scale.mesh import AXES
 from research.training.sharding import STRATEGIES, resolve
 
-ROOT = Path(__file__).parents[2]
 
-
-def on_eight_devices(cases: list[str]) -> dict:
-    # The optimisation level: compiling takes all the time.
-    flags = {"JAX_NUM_CPU_DEVICES": "8", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
-    command = [sys.executable, "-W", "error", sharded_worker.__file__, *cases]
-    environment = os.environ | flags | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(done.stdout)
+@pytest.fixture(scope="module")
+def fast(on_eight_devices):
+    return on_eight_devices(sharded_worker.__file__, sharded_worker.FAST)
 
 
 @pytest.fixture(scope="module")
-def fast():
-    return on_eight_devices(sharded_worker.FAST)
-
-
-@pytest.fixture(scope="module")
-def slow():
-    return on_eight_devices(sharded_worker.SLOW)
+def slow(on_eight_devices):
+    return on_eight_devices(sharded_worker.__file__, sharded_worker.SLOW)
 
 
 def check_against_one_device(found: dict) -> None:
