@@ -104,7 +104,7 @@ class Session:
                 return os.waitstatus_to_exitcode(status)
             if time.monotonic() >= end:
                 return None
-            time.sleep(0.002)
+            time.sleep(0.002)  # waitpid knows no time limit
 
     def stepped(self, seconds: float) -> int | None:
         """Waits for a new line of metrics, ``seconds`` at most; returns the exit code if it ends before."""
@@ -117,7 +117,7 @@ class Session:
         while lines() <= before and time.monotonic() < end:
             if (code := self.ended(0.0)) is not None:
                 return code
-            time.sleep(0.002)
+            time.sleep(0.002)  # a line in a file, or the end: nothing waits for either
         return None
 
     def kill(self, number: int) -> int:
