@@ -73,7 +73,7 @@ class MaskedText(HeldOutText):
     """Text, how it is cut into rows of tokens, and which of them are predicted.
 
     Rows are packed: each holds one or more pieces, [CLS] piece [SEP], each read alone; a piece is a document
-    or as much of one as a row holds. With pairs, a row is [CLS] a [SEP] b [SEP].
+    or a sentence, or as much of one as a row holds. With pairs, a row is [CLS] a [SEP] b [SEP].
     """
 
     tokenizer: str = "wordpiece"
@@ -84,6 +84,8 @@ class MaskedText(HeldOutText):
     """Tokens in a row."""
     batch: int = 256
     """Rows in a step, over all devices."""
+    pieces: Literal["documents", "sentences"] = "documents"
+    """What is read alone. Sentences: for a model that will be asked about single ones."""
     rate: float = 0.15
     """Share of the tokens of a row that are predicted; validation always has 0.15."""
     unit: Literal["tokens", "words", "spans"] = "tokens"
@@ -125,6 +127,8 @@ class MaskedText(HeldOutText):
         yield from super().problems()
         if self.masked + self.random > 1:
             yield f"data.masked {self.masked:g} and data.random {self.random:g} together are more than 1"
+        if self.pairs != "none" and self.pieces != "documents":
+            yield f'data.pieces "{self.pieces}" has no part in data.pairs "{self.pairs}": pairs are made of documents'
         if self.length < 8:
             yield f"data.length is {self.length}; it should be at least 8"
 
@@ -162,7 +166,9 @@ class MaskedText(HeldOutText):
         text = Sentences.open(directory)
         if self.pairs != "none":
             return PairRows(text, tokenizer, self.length, other=self.pairs == "next")
-        key = content_hash("rows", _FORMAT, directory.parent.name, directory.name, self.length)
+        if self.pieces == "sentences":
+            text = text.alone()
+        key = content_hash("rows", _FORMAT, directory.parent.name, directory.name, self.length, self.pieces)
         rows = cache_directory() / "rows" / key
         return PackedRows.open(
             build_once(rows, lambda d: PackedRows.of(text, tokenizer, self.length).save(d))

@@ -72,6 +72,10 @@ class Sentences:
         names = (field.name for field in dataclasses.fields(cls))
         return cls(*(np.load(directory / f"{name}.npy", mmap_mode="r") for name in names))
 
+    def alone(self) -> Sentences:
+        """Returns the same sentences, each a document of its own."""
+        return dataclasses.replace(self, documents=np.arange(len(self.sentences)))
+
     def pieces(self, room: int, continues: np.ndarray) -> Iterator[tuple[int, int]]:
         """Yields (begin, end) tokens of documents cut into pieces of at most ``room`` tokens.
 
