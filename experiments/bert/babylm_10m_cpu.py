@@ -1,7 +1,7 @@
 """`babylm_10m.py` in the size of two CPU cores: BERT from ten million words of novels in about an hour.
 
-    headway train experiments/bert/babylm_10m_cpu.py --data.path eltec-eng/train.txt.xz
-    headway evaluate runs/bert-babylm-10m-cpu --task blimp --data.path blimp/blimp.jsonl.xz
+headway train experiments/bert/babylm_10m_cpu.py --data.path eltec-eng/train.txt.xz
+headway evaluate runs/bert-babylm-10m-cpu --task blimp --data.path blimp/blimp.jsonl.xz
 """
 
 import dataclasses

@@ -3,110 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import math
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import grain
 import numpy as np
-from jaxtyping import Int32, Int64
 
 from research.data.labelled_records import GLUE, Example, Fields, read_file, read_glue
+from research.data.labelled_rows import LabelledBatches, LabelledRows, LabelledSource
 from research.data.packing import endless, share_of_process
 from research.data.wordpiece import MaskingTokenizer
 from research.errors import UserError, nearest
-
-Batch = dict[str, np.ndarray]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class LabelledRows:
-    """Examples as rows of tokens, [CLS] a [SEP] or [CLS] a [SEP] b [SEP], and padding.
-
-    Attributes:
-      tokens: the rows.
-      lengths: tokens of each that are not padding.
-      types: 1 for tokens of a second text.
-      labels: classes, or scores; of rows or, in tagging, of tokens.
-      weights: 1 for what has a label.
-      truncated: examples that were longer than a row, and cut.
-    """
-
-    tokens: Int32[np.ndarray, "rows length"]
-    lengths: Int64[np.ndarray, " rows"]
-    types: Int32[np.ndarray, "rows length"]
-    labels: np.ndarray
-    weights: np.ndarray
-    truncated: int
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    def batch(self, numbers: Int64[np.ndarray, " batch"], real: np.ndarray | None = None) -> Batch:
-        """Returns rows by number; where ``real`` is false they are padding throughout."""
-        column = np.arange(self.tokens.shape[1], dtype=np.int32)
-        batch = {
-            "tokens": self.tokens[numbers],
-            "positions": np.tile(column, (len(numbers), 1)),
-            "segments": (column < self.lengths[numbers, None]).astype(np.int32),
-            "types": self.types[numbers],
-            "labels": self.labels[numbers],
-            "weights": self.weights[numbers],
-        }
-        if real is None:
-            return batch
-        return {
-            name: np.where(real.reshape(-1, *[1] * (array.ndim - 1)), array, array.dtype.type(0))
-            for name, array in batch.items()
-        }
-
-
-class LabelledSource(grain.sources.RandomAccessDataSource[Batch]):
-    """Endless training batches, in the order of a permutation drawn from (seed, epoch)."""
-
-    def __init__(self, data: LabelledRows, *, batch: int, seed: int, rows: slice) -> None:
-        """``rows``: the rows of a batch that this process gets."""
-        self._data, self._batch, self._seed, self._rows = data, batch, seed, rows
-        if len(data) < batch:
-            raise UserError(
-                f"{len(data)} training examples are fewer than one batch of {batch}; lower data.batch"
-            )
-        self._epoch = functools.lru_cache(maxsize=2)(self._draw_epoch)
-
-    def __len__(self) -> int:
-        return sys.maxsize // self._batch
-
-    def __getitem__(self, index: int) -> Batch:
-        numbers = np.arange(self._batch)[self._rows] + index * self._batch
-        epochs, places = np.divmod(numbers, len(self._data))
-        order = [self._epoch(int(epoch))[place] for epoch, place in zip(epochs, places, strict=True)]
-        return self._data.batch(np.array(order))
-
-    def _draw_epoch(self, epoch: int) -> Int64[np.ndarray, " rows"]:
-        return np.random.default_rng([self._seed, epoch]).permutation(len(self._data))
-
-
-class LabelledBatches(Sequence[Batch]):
-    """Validation batches, in order; the last is filled up."""
-
-    def __init__(self, data: LabelledRows, *, batch: int, limit: int | None, rows: slice) -> None:
-        """``limit``: batches, at most; ``rows``: which of a batch's rows this process gets."""
-        self._data, self._batch, self._rows = data, batch, rows
-        batches = -(-len(data) // batch)
-        self._len = batches if limit is None else min(limit, batches)
-
-    def __len__(self) -> int:
-        return self._len
-
-    def __getitem__(self, index: int) -> Batch:  # type: ignore[override]  # no slices
-        if not 0 <= index < self._len:
-            raise IndexError(index)
-        numbers = np.arange(self._batch)[self._rows] + index * self._batch
-        return self._data.batch(np.minimum(numbers, len(self._data) - 1), numbers < len(self._data))
 
 
 @dataclasses.dataclass(frozen=True)

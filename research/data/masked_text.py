@@ -128,7 +128,7 @@ class MaskedText(HeldOutText):
         if self.masked + self.random > 1:
             yield f"data.masked {self.masked:g} and data.random {self.random:g} together are more than 1"
         if self.pairs != "none" and self.pieces != "documents":
-            yield f'data.pieces "{self.pieces}" has no part in data.pairs "{self.pairs}": pairs are made of documents'
+            yield f'data.pairs "{self.pairs}" are made of documents: leave out data.pieces "{self.pieces}"'
         if self.length < 8:
             yield f"data.length is {self.length}; it should be at least 8"
 

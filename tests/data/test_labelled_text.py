@@ -45,7 +45,8 @@ def test_rows_are_texts_between_special_tokens_with_their_labels(tmp_path, suffi
         "lost",
     ]
     first, last = prepared.valid_batches(**SHARE)
-    assert {name: (a.shape, a.dtype.name) for name, a in first.items()} == data.shapes()
+    narrow = dataclasses.replace(data, length=8)  # a batch is as wide as its longest row needs
+    assert {name: (a.shape, a.dtype.name) for name, a in first.items()} == narrow.shapes()
     assert first["labels"].tolist() == [1, 0, 0] and last["labels"].tolist() == [1, 0, 0]
     assert last["weights"].tolist() == [1.0, 0.0, 0.0] and not last["segments"][1:].any()
     tokenizer = prepared.tokenizer
@@ -56,6 +57,24 @@ def test_rows_are_texts_between_special_tokens_with_their_labels(tmp_path, suffi
     seen = [next(train)["tokens"] for _ in range(4)]  # three epochs of four rows
     rows, counts = np.unique(np.concatenate(seen), axis=0, return_counts=True)
     assert len(rows) == 4 and (counts == 3).all()
+
+
+def test_rows_of_a_batch_are_about_as_long_and_an_epoch_has_each_once(tmp_path):
+    rows = [(" ".join(f"w{i}" for i in range(1 + number % 37)), "ab"[number % 2]) for number in range(400)]
+    path = write(tmp_path / "data.csv", rows)
+    data = LabelledText(path=path, valid_path=path, length=120, batch=10)
+    prepared = data.prepare(vocabulary=200)
+    train = prepared.train_batches(seed=0, **SHARE)
+    epoch = [next(train) for _ in range(40)]
+    widths = [batch["tokens"].shape[1] for batch in epoch]
+    assert set(widths) <= {32, 64, 120} and sum(widths) < 0.75 * 40 * max(widths)
+    lengths = np.concatenate([batch["segments"].sum(1) for batch in epoch])
+    assert sorted(lengths) == sorted(prepared.train.lengths)
+    assert widths != sorted(widths) and widths != [next(train)["tokens"].shape[1] for _ in range(40)]
+    halves = [prepared.train_batches(seed=0, process_index=i, process_count=2) for i in range(2)]
+    for batch in epoch:
+        joined = np.concatenate([next(half)["tokens"] for half in halves])
+        np.testing.assert_array_equal(joined, batch["tokens"])
 
 
 def test_pairs_have_types_and_the_longer_text_is_cut(tmp_path):

@@ -76,6 +76,21 @@ def test_every_token_is_in_the_rows_once_and_documents_are_not_mixed(documents, 
             assert any(document[: len(piece)] == piece for piece in pieces if len(piece) > LENGTH // 2)
 
 
+def test_sentences_can_be_read_alone(documents, tokenizer, text):
+    rows = PackedRows.of(text.alone(), tokenizer, LENGTH)
+    found = [
+        row[segments == i].tolist()[1:-1]
+        for row, segments in zip(rows.tokens, rows.segments, strict=True)
+        for i in range(1, segments.max() + 1)
+    ]
+    sentences = [tokenizer.encode(s) for document in documents for s in split_sentences(document)]
+    short = [ids for ids in sentences if len(ids) <= LENGTH - 2]
+    assert len(short) > 100 and all(ids in found for ids in short)
+    assert len(found) == len(short) + sum(
+        -(-len(ids) // (LENGTH - 2)) for ids in sentences if ids not in short
+    )
+
+
 def test_long_documents_are_cut_between_words(text, tokenizer):
     borders = list(text.pieces(LENGTH - 2, tokenizer.continues))
     assert all(0 < end - begin <= LENGTH - 2 for begin, end in borders)
