@@ -41,7 +41,7 @@ def mira(
     features, counts = pool.features.astype(np.float64), pool.counts.astype(np.float64)
     background = counts[pool.best(weights)].mean(axis=0)
     weights, total, updates = weights.copy(), np.zeros(len(weights)), 0
-    averages = [weights.copy()]
+    averages = []  # not the weights it begins with: tuning would stop at the first that no epoch betters
     for _ in range(epochs):
         for number in rng.permutation(len(sentences)).tolist():
             rows = sentences[number]

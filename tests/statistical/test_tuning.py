@@ -76,6 +76,12 @@ def test_both_methods_find_the_feature_that_matters():
     np.testing.assert_array_equal(by_mert, mert(pool, begin, FREE, restarts=2, seed=0))
 
 
+def test_mira_leaves_weights_that_are_the_best_of_the_pool():
+    pool = informed_pool()
+    begin = np.eye(len(FEATURES))[3]  # what they choose cannot be bettered, but by small margins
+    assert (mira(pool, begin, FREE, epochs=2, largest_step=0.1, seed=0) != begin).any()
+
+
 def test_fixed_weights_stay():
     pool, free = informed_pool(), np.arange(len(FEATURES)) != 3
     begin = np.ones(len(FEATURES))
