@@ -29,11 +29,13 @@ from research.attention.recurrent_mechanisms import (
     Performer,
     Retention,
 )
+from research.attention.rwkv import RWKV7
 from research.attention.sparse_masks import BlockMask, DilatedWindow, Fixed, Global, RandomBlocks, Strided
 from research.attention.sparse_mechanisms import BigBird, Longformer, SparseTransformer
 
 __all__ = [
     "GLA",
+    "RWKV7",
     "And",
     "Based",
     "BigBird",

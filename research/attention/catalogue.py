@@ -33,12 +33,14 @@ from research.attention.recurrent_mechanisms import (
     Performer,
     Retention,
 )
+from research.attention.rwkv import RWKV7
 from research.attention.sparse_mechanisms import BigBird, Longformer, SparseTransformer
 
 Single = (
     Softmax | SlidingWindow | Latent | Differential | Forgetting | Longformer | BigBird | SparseTransformer
     | MoBA | Linformer | Reformer
     | LinearTransformer | Performer | Based | Retention | GLA | Mamba2 | DeltaNet | GatedDeltaNet | KimiDelta
+    | RWKV7
 )  # fmt: skip
 
 

@@ -25,6 +25,7 @@ from research.attention.mechanisms import (
     Softmax,
 )
 from research.attention.positions import Alibi, RelativeBias, Rotary
+from research.attention.rwkv import RWKV7
 from research.attention.sparse_mechanisms import BigBird, Longformer, SparseTransformer
 
 GEOMETRY = Geometry(width=24, heads=6, kv_heads=6, head_dim=4, context=40)
@@ -77,6 +78,7 @@ def test_state_bytes_are_what_the_paper_promises():
     assert bytes_of(SlidingWindow(window=8), 4) == window // 2
     reach = 2 + (4 - 1) * 3 + 1
     assert bytes_of(Longformer(window=4, dilation=3, global_tokens=2), 1000) == reach * (2 * 24 * 4 + 4)
+    assert bytes_of(RWKV7(), 1) == bytes_of(RWKV7(), 100) == (6 * 4 * 4 + 24) * 4
 
 
 def test_flops_of_what_is_not_plain():
@@ -128,6 +130,9 @@ def test_what_cannot_be_is_refused_in_one_line():
     assert "leave model.kv_heads out" in problems(Reformer(), kv_heads=3)
     assert "leave model.attention.qk_norm out" in problems(Reformer(qk_norm=True))
     assert "buckets 5 is odd" in problems(Reformer(buckets=5))
+    assert "model.kv_heads must be model.heads (6), not 2" in problems(RWKV7(), kv_heads=2)
+    for positions in (Rotary(), Alibi(), RelativeBias()):
+        assert "choose 'none', 'learned' or 'sinusoidal'" in problems(RWKV7(), True, positions)
     mixed = Interleaved(Softmax(), 1, SparseTransformer(), 1)
     assert "causal patterns only" in problems(mixed, causal=False)
     assert not problems(mixed, positions=Rotary())

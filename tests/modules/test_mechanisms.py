@@ -28,6 +28,7 @@ from research.attention.mechanisms import (
 )
 from research.attention.positions import Alibi, Positions, RelativeBias, Rotary, YaRN
 from research.attention.recurrent_mechanisms import Recurrent
+from research.attention.rwkv import RWKV7
 from research.attention.sparse_mechanisms import BigBird, Longformer, SparseTransformer
 from research.models.stacks import with_pattern
 from research.modules.attention import AttentionSpec
@@ -79,7 +80,7 @@ COMBINED = [
     Case(SparseTransformer(factors="fixed", stride=4, summary=2), Rotary()),
     Case(Interleaved(SlidingWindow(window=3), 1, Latent(), 1, "second"), Rotary()),
 ]
-RECURRENT = [case for case in PLAIN if isinstance(case.mechanism, Recurrent)]
+RECURRENT = [case for case in PLAIN if isinstance(case.mechanism, Recurrent | RWKV7)]
 """Which have a contract of their own beside this one: gradients and low precision are proven there."""
 SOFTMAX = [case for case in PLAIN if case not in RECURRENT]
 OWN_MODULE = [case for case in SOFTMAX if type(case.mechanism) in MIXERS]

@@ -13,6 +13,7 @@ from research.attention.low_rank import Linformer
 from research.attention.masks import Tokens
 from research.attention.mechanisms import Differential, Forgetting, Geometry, Latent, Softmax
 from research.attention.positions import Alibi, RelativeBias, Rotary, YaRN
+from research.attention.rwkv import RWKV7
 from research.modules.attention import AttentionSpec
 from research.modules.mixers import mixer
 
@@ -214,3 +215,39 @@ def test_moba_reads_its_own_block_and_the_best_before(top):
     check(got, output(want, params))
     geometry = Geometry(WIDTH, HEADS, 2, DIM, context=9)
     assert mechanism.visible_keys(geometry, LENGTH, causal=True) == seen / (BATCH * HEADS * LENGTH)
+
+
+def test_rwkv7_removes_with_one_key_and_writes_with_another():
+    """Eq. 3-21 of its paper, but for the residual of values."""
+    got, params = run(RWKV7(rank=3))
+    before = np.concatenate([np.zeros_like(X[:, :1]), X[:, :-1]], axis=1)
+    mixed = X[:, :, None] + (before - X)[:, :, None] * params["shift_scale"]
+    names = ("query", "decay", "key", "value", "rate", "gate")
+    x = {name: mixed[:, :, n] for n, name in enumerate(names)}
+    q, k, v = (linear(x[name], params[name]) for name in ("query", "key", "value"))
+
+    def latent(name, source):
+        return x[source] @ params[f"{name}_latent"]["kernel"]
+
+    w = linear(np.tanh(latent("decay", "decay")), params["decay"]) + params["decay_bias"]
+    w = np.exp(-np.exp(-0.5) * sigmoid(w))
+    rate = sigmoid(linear(latent("rate", "rate"), params["rate"]) + params["rate_bias"])
+    removal = k * params["removal_scale"]
+    removal /= np.linalg.norm(removal, axis=-1, keepdims=True)
+    k = k * (1 + params["rate_scale"] * (rate - 1))
+    heads = np.zeros_like(v)
+    for b, h in np.ndindex(BATCH, HEADS):
+        S = np.zeros((DIM, DIM))
+        for t in range(LENGTH):
+            n = removal[b, t, h]
+            S = (
+                w[b, t, h][:, None] * S
+                - np.outer(rate[b, t, h] * n, n @ S)
+                + np.outer(k[b, t, h], v[b, t, h])
+            )
+            heads[b, t, h] = q[b, t, h] @ S
+    heads = heads - heads.mean(-1, keepdims=True)
+    heads = heads / np.sqrt(np.square(heads).mean(-1, keepdims=True) + DIM * 1e-5)
+    heads = heads * params["read_scale"] + params["read_bias"]
+    heads = heads + (q * k * params["bonus_scale"]).sum(-1, keepdims=True) * v
+    check(got, output(heads * linear(sigmoid(latent("read_gate", "gate")), params["read_gate"]), params))
