@@ -18,6 +18,7 @@ from research.attention.masks import (
     Window,
 )
 from research.attention.mechanisms import Differential, Forgetting, Latent, SlidingWindow, Softmax
+from research.attention.native_sparse import NSA
 from research.attention.recurrent_mechanisms import (
     GLA,
     Based,
@@ -35,6 +36,7 @@ from research.attention.sparse_mechanisms import BigBird, Longformer, SparseTran
 
 __all__ = [
     "GLA",
+    "NSA",
     "RWKV7",
     "And",
     "Based",

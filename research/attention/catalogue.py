@@ -21,6 +21,7 @@ from research.attention.mechanisms import (
     SlidingWindow,
     Softmax,
 )
+from research.attention.native_sparse import NSA
 from research.attention.positions import Positions
 from research.attention.recurrent_mechanisms import (
     GLA,
@@ -38,7 +39,7 @@ from research.attention.sparse_mechanisms import BigBird, Longformer, SparseTran
 
 Single = (
     Softmax | SlidingWindow | Latent | Differential | Forgetting | Longformer | BigBird | SparseTransformer
-    | MoBA | Linformer | Reformer
+    | MoBA | NSA | Linformer | Reformer
     | LinearTransformer | Performer | Based | Retention | GLA | Mamba2 | DeltaNet | GatedDeltaNet | KimiDelta
     | RWKV7
 )  # fmt: skip

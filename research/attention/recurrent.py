@@ -16,6 +16,7 @@ recurrence.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,8 @@ CHUNK = 64
 
 Removal = tuple[Float[Array, "batch length heads key_dim"], Float[Array, "batch length heads key_dim"]]
 """What a token reads of the decayed state (r_t), and where it takes that away (e_t)."""
+Summary = Callable[..., tuple[Array, Array, Array | None, Array]]
+"""From what is cut into chunks to every chunk's local, read, transition and update."""
 
 
 def recurrent(
@@ -86,13 +89,14 @@ def recurrent(
         shape = (1, 1, heads, 1) if log_decay.ndim == 1 else (*log_decay.shape[:3], -1)
         log_decay = log_decay.reshape(shape)
     # What the rule of the update has beside keys and values, and what it makes of a chunk.
-    rule, summary = (), functools.partial(_additive, itself=itself)
+    rule: tuple[Array, ...] = ()
+    summary: Summary = functools.partial(_additive, itself=itself)
     if strength is not None:
         rule, summary = (strength.astype(jnp.float32)[..., None],), _delta
     elif removal is not None:
         rule, summary = removal, _removal
     if tokens is not None:
-        q, k, v, log_decay, *rule = _within_documents(tokens, q, k, v, log_decay, *rule)
+        q, k, v, log_decay, rule = _within_documents(tokens, q, k, v, log_decay, rule)
     chunk = min(chunk, 1 << (length - 1).bit_length())
     cut = functools.partial(_cut, length=length, chunk=chunk)
     summarise = jax.checkpoint(summary)
@@ -105,7 +109,8 @@ def recurrent(
         transition, update = step
         kept = state
         if rule:  # tokens change what they read: the transition is a matrix
-            kept = _product(transition, state)  # type: ignore[arg-type]
+            assert transition is not None
+            kept = _product(transition, state)
         elif transition is not None:
             kept = state * transition
         return kept + update, state
@@ -183,14 +188,14 @@ def document_starts(tokens: Tokens) -> Bool[Array, "#batch length"]:
 
 
 def _within_documents(
-    tokens: Tokens, q: Array, k: Array, v: Array, log_decay: Array | None, *rule: Array
-) -> tuple[Array, ...]:
+    tokens: Tokens, q: Array, k: Array, v: Array, log_decay: Array | None, rule: tuple[Array, ...]
+) -> tuple[Array, Array, Array, Array, tuple[Array, ...]]:
     """Returns the arguments, padding changing nothing and decay forgetting all where a document starts."""
     real = tokens.real[:, :, None, None]
     decay = jnp.zeros((1, 1, 1, 1), jnp.float32) if log_decay is None else log_decay
-    q, k, v, decay, *rule = (jnp.where(real, x, jnp.zeros((), x.dtype)) for x in (q, k, v, decay, *rule))
+    q, k, v, decay, *kept = (jnp.where(real, x, jnp.zeros((), x.dtype)) for x in (q, k, v, decay, *rule))
     starts = document_starts(tokens)[:, :, None, None]
-    return q, k, v, jnp.where(starts, -jnp.inf, decay), *rule
+    return q, k, v, jnp.where(starts, -jnp.inf, decay), tuple(kept)
 
 
 def _cut(x: Array | None, *, length: int, chunk: int) -> Array | None:

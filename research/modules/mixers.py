@@ -8,6 +8,7 @@ from research.attention.block_choice import MoBA
 from research.attention.hashing import Reformer
 from research.attention.low_rank import Linformer
 from research.attention.mechanisms import Differential, Forgetting, Latent, Mechanism, Softmax
+from research.attention.native_sparse import NSA
 from research.attention.recurrent_mechanisms import Recurrent
 from research.attention.rwkv import RWKV7
 from research.modules.attention import AttentionSpec, MultiHeadAttention
@@ -17,6 +18,7 @@ from research.modules.forgetting import ForgettingAttention
 from research.modules.hashing import HashedAttention
 from research.modules.latent import LatentAttention
 from research.modules.low_rank import LowRankAttention
+from research.modules.native_sparse import NativeSparseAttention
 from research.modules.recurrent import RecurrentAttention
 from research.modules.rwkv import RWKV7Attention
 
@@ -26,6 +28,7 @@ MIXERS: dict[type[Mechanism], type[nn.Module]] = {
     Latent: LatentAttention,
     Linformer: LowRankAttention,
     MoBA: BlockChoiceAttention,
+    NSA: NativeSparseAttention,
     Reformer: HashedAttention,
     Recurrent: RecurrentAttention,
     RWKV7: RWKV7Attention,

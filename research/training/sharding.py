@@ -45,6 +45,7 @@ FSDP_TENSOR: Table = (
     (r"(forget|strength)/kernel$", P(None, "fsdp", "tensor?")),
     (r"decay_latent/kernel$", P(None, "fsdp", None)),
     (r"(query|key|value)_convolution$", P(None, None, "tensor?", None)),
+    (r"(key|value)_summary_(places|hidden|output)$", P()),
     (r"lora_[ab]$", P()),
     (r"((decay|rate|read)_bias|(decay|skip|shift|removal|rate|bonus|read)_scale)$", P()),
     (
