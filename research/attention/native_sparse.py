@@ -163,21 +163,44 @@ def layout(start: Int[Array, "batch length"], mechanism: NSA) -> Layout:
         first(summaries, max(length // stride, 1)),
         first(begins(block, block), max(length // block, 1)),
     )
-    # The number of the first summary of a block's document, and from it those of the block.
+    # The number of the first summary of a block's document.
     document = _at(start, blocks)
     earlier = jnp.cumsum(summaries, axis=1, dtype=jnp.int32) - summaries.astype(jnp.int32)
-    number = _at(earlier, document)
-    before = size // stride - 1
-    shift = jnp.arange(-before, block // stride, dtype=jnp.int32)
-    own = ((blocks - document) // stride)[:, :, None] + shift[None, None]
+    return _overlapping(start, summary, blocks, document, _at(earlier, document), mechanism)
+
+
+def layout_of_one(count: Int[Array, "batch 1"], length: int, mechanism: NSA) -> Layout:
+    """Returns the layout of rows of one document each, of ``count`` tokens in room for ``length``."""
+
+    def first(every: int, tokens: int) -> Int[Array, "batch places"]:
+        at = every * jnp.arange(max(length // every, 1), dtype=jnp.int32)[None]
+        return jnp.where(at + tokens <= count, at, length)
+
+    start = jnp.where(jnp.arange(length, dtype=jnp.int32)[None] < count, 0, length)
+    blocks = first(mechanism.block, mechanism.block)
+    zero = jnp.zeros_like(blocks)
+    return _overlapping(start, first(mechanism.stride, mechanism.summary), blocks, zero, zero, mechanism)
+
+
+def _overlapping(
+    start: Int[Array, "batch length"],
+    summary: Int[Array, "batch summaries"],
+    blocks: Int[Array, "batch blocks"],
+    document: Int[Array, "batch blocks"],
+    number: Int[Array, "batch blocks"],
+    mechanism: NSA,
+) -> Layout:
+    """Returns the layout, given the first rank of each block's document and the number of its summary."""
+    of_summary, of_block = mechanism.summary // mechanism.stride, mechanism.block // mechanism.stride
+    shift = np.arange(1 - of_summary, of_block, dtype=np.int32)
+    own = ((blocks - document) // mechanism.stride)[:, :, None] + jnp.asarray(shift)[None, None]
     within = number[:, :, None] + own
-    there = (own >= 0) & (within < summary.shape[1]) & (blocks < length)[:, :, None]
+    there = (own >= 0) & (within < summary.shape[1]) & (blocks < start.shape[1])[:, :, None]
     within = jnp.where(there, within, 0)
     found = _at(summary, within.reshape(len(within), -1)).reshape(within.shape)
-    there &= found == document[:, :, None] + own * stride
-    begin = np.maximum(np.arange(-before, block // stride), 0)
-    stop = np.minimum(np.arange(-before, block // stride) + size // stride, block // stride)
-    share = jnp.where(there, jnp.asarray(stop - begin, jnp.float32)[None, None], 0.0)
+    there &= found == document[:, :, None] + own * mechanism.stride
+    share = np.minimum(shift + of_summary, of_block) - np.maximum(shift, 0)
+    share = jnp.where(there, jnp.asarray(share, jnp.float32)[None, None], 0.0)
     return Layout(start, summary, blocks, within, share)
 
 
@@ -274,7 +297,8 @@ def summarised_and_chosen(
     """
     batch, length, _, dim = q[0].shape
     kv_heads, block = kv[0].shape[2], mechanism.block
-    k, v = (jnp.pad(x, ((0, 0), (0, block), (0, 0), (0, 0))).swapaxes(1, 2) for x in kv)
+    short = max(block - kv[0].shape[1], 0)
+    k, v = (jnp.pad(x, ((0, 0), (0, short), (0, 0), (0, 0))) for x in kv)
 
     @jax.checkpoint
     def tile(queries: tuple[Array, ...]) -> tuple[Array, Array]:
@@ -352,8 +376,8 @@ def _chosen(
 
 def _of_blocks(
     q: Float[Array, "batch tile kv_heads group head_dim"],
-    k: Float[Array, "batch kv_heads padded head_dim"],
-    v: Float[Array, "batch kv_heads padded head_dim"],
+    k: Float[Array, "batch length kv_heads head_dim"],
+    v: Float[Array, "batch length kv_heads head_dim"],
     first: Int[Array, "batch kv_heads tile top"],
     rank: Int[Array, "batch tile"],
     block: int,
@@ -361,14 +385,15 @@ def _of_blocks(
 ) -> Float[Array, "batch tile kv_heads group head_dim"]:
     """Returns what queries read of tokens up to their own in the blocks from ``first`` on; -1: no block."""
 
-    def gathered(x: Float[Array, "padded head_dim"], at: Int[Array, "tile top"]) -> Array:
+    def gathered(x: Float[Array, "length head_dim"], at: Int[Array, "tile top"]) -> Array:
         slices = jax.vmap(jax.vmap(lambda n: jax.lax.dynamic_slice_in_dim(x, n, block)))(at)
         return slices.reshape(at.shape[0], -1, x.shape[-1])
 
-    gather = jax.vmap(jax.vmap(gathered))
-    at = jnp.maximum(first, 0)
+    gather = jax.vmap(jax.vmap(gathered, in_axes=(1, 0)))
+    # The last block may be cut short: what is taken then begins before it.
+    at = jnp.clip(first, 0, k.shape[1] - block)
     places = at[..., None] + jnp.arange(block, dtype=jnp.int32)[None, None, None, None]
-    seen = (places <= rank[:, None, :, None, None]) & (first >= 0)[..., None]
+    seen = (places >= first[..., None]) & (places <= rank[:, None, :, None, None]) & (first >= 0)[..., None]
     scores = jnp.einsum("btkgd,bktnd->bktgn", q, gather(k, at), preferred_element_type=jnp.float32) * scale
     seen = seen.reshape(*seen.shape[:3], 1, -1)
     weights = _softmax(jnp.where(seen, scores, MASKED))

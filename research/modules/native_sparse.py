@@ -20,6 +20,7 @@ from research.attention.native_sparse import (
     SparseState,
     completed,
     layout,
+    layout_of_one,
     ranks,
     summaries,
     summarised_and_chosen,
@@ -116,7 +117,8 @@ class NativeSparseAttention(nn.Module):
         batch, length = kv[0].shape[:2]
         if tokens is None:
             rank = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32)[None], (batch, length))
-            start = start_by_rank = jnp.zeros_like(rank)
+            start, whole = jnp.zeros_like(rank), jnp.full((batch, 1), length, jnp.int32)
+            places = layout_of_one(whole, length, self._form)
         else:
             rank, start, order = ranks(tokens, batch)
             start_by_rank = jnp.take_along_axis(start, order, axis=1)
@@ -124,7 +126,7 @@ class NativeSparseAttention(nn.Module):
             if not tokens.in_order:
                 by_rank = functools.partial(jnp.take_along_axis, indices=order[:, :, None, None], axis=1)
                 kv, raw = jax.tree.map(by_rank, (kv, raw))
-        places = layout(start_by_rank, self._form)
+            places = layout(start_by_rank, self._form)
         return kv, self._compressed(raw, places.summary), (rank, start, places)
 
     def _extended(
@@ -150,8 +152,8 @@ class NativeSparseAttention(nn.Module):
         size = state.keys.shape[1]
         real = positions < size
         count = slots.tokens.real.sum(axis=1, keepdims=True, dtype=jnp.int32)
-        start = jnp.where(jnp.arange(size, dtype=jnp.int32)[None] < count, 0, size)
-        places = (jnp.where(real, positions, 0), jnp.where(real, 0, -1), layout(start, self._form))
+        whole = layout_of_one(count, size, self._form)
+        places = (jnp.where(real, positions, 0), jnp.where(real, 0, -1), whole)
         dtype = kv[0].dtype
         kv = (state.keys.astype(dtype), state.values.astype(dtype))
         return state, kv, (state.compressed_keys.astype(dtype), state.compressed_values.astype(dtype)), places

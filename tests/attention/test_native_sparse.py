@@ -12,7 +12,7 @@ import numpy as np
 
 from research.attention import native_sparse
 from research.attention.masks import Tokens
-from research.attention.native_sparse import NSA, layout, ranks, summarised_and_chosen
+from research.attention.native_sparse import NSA, layout, layout_of_one, ranks, summarised_and_chosen
 
 MECHANISM = NSA(summary=4, stride=2, block=4, top=5, window=8)
 
@@ -38,6 +38,14 @@ def test_blocks_and_summaries_are_counted_from_the_first_token_of_a_document():
     want = np.zeros((6, 12))  # strides that both have
     want[0, :2], want[1, 1:3], want[2, 3:5] = (2, 1), (1, 2), (2, 1)
     np.testing.assert_array_equal(share, want)
+    # Without documents it is arithmetic.
+    counts = jnp.array([[13], [24]], jnp.int32)
+    one = jax.jit(functools.partial(layout_of_one, length=24, mechanism=MECHANISM))(counts)
+    of_starts = jax.jit(functools.partial(layout, mechanism=MECHANISM))(one.start)
+    for name in ("summary", "block", "share"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(of_starts, name))
+    there = np.asarray(one.share) > 0
+    np.testing.assert_array_equal(np.asarray(one.within)[there], np.asarray(of_starts.within)[there])
 
 
 def test_no_array_grows_with_the_square_of_the_length(monkeypatch):
