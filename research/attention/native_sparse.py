@@ -199,8 +199,8 @@ def _overlapping(
     within = jnp.where(there, within, 0)
     found = _at(summary, within.reshape(len(within), -1)).reshape(within.shape)
     there &= found == document[:, :, None] + own * mechanism.stride
-    share = np.minimum(shift + of_summary, of_block) - np.maximum(shift, 0)
-    share = jnp.where(there, jnp.asarray(share, jnp.float32)[None, None], 0.0)
+    both = np.minimum(shift + of_summary, of_block) - np.maximum(shift, 0)
+    share = jnp.where(there, jnp.asarray(both, jnp.float32)[None, None], 0.0)
     return Layout(start, summary, blocks, within, share)
 
 
