@@ -38,6 +38,7 @@ from research.training.optimizer import Muon
 from research.training.schedule import Linear
 
 ATTENTION = "model.attention"
+NSA = {"summary": 2, "stride": 2, "block": 4, "top": 4, "window": 8}
 
 
 def ablation() -> Ablation:
@@ -72,11 +73,13 @@ def ablation() -> Ablation:
         "delta rule, no convolution": {ATTENTION: "delta-net", **without},
         "delta rule": {ATTENTION: "delta-net"},
         "gated delta rule": {ATTENTION: "gated-delta-net"},
+        "rwkv-7": {ATTENTION: "rwkv7", f"{ATTENTION}.rank": 8},
+        "nsa": {ATTENTION: "nsa", "model.kv_heads": 1, **{f"{ATTENTION}.{name}": n for name, n in NSA.items()}},
     }
     return Ablation(
         name="associative-recall",
         base=base,
-        factors=(Factor("attention", (ATTENTION,), choices),),
+        factors=(Factor("attention", (ATTENTION, "model.kv_heads"), choices),),
         learning_rates=(1e-2, 3e-2),
         quality="valid/accuracy",
         contexts=(32, 1024, 8192),

@@ -3,8 +3,7 @@
     headway ablate experiments/ablations/masked_language_modelling.py
 
 The prose that ships with Python, rows of 128 tokens, 3 layers of width 128. Rotary positions for softmax
-mechanisms and for linear ones, which have no order of their own when they read in both directions. About two
-minutes a point on two idle cores.
+mechanisms and for linear ones, which have no order of their own when they read in both directions.
 """
 
 from research.ablation.grid import Ablation, Factor
@@ -59,5 +58,5 @@ def ablation() -> Ablation:
         name="masked-language-modelling",
         base=base,
         factors=(Factor("attention", (ATTENTION,), choices),),
-        seeds=(0, 1, 2),
+        seeds=(0, 1),
     )

@@ -2,9 +2,9 @@
 
     headway ablate experiments/ablations/positions.py
 
-The quickstart's text and model (4 layers of width 128, 256 tokens of context), softmax attention. That
+The quickstart's text and a model of 2 layers of width 128 with 256 tokens of context, softmax attention. That
 learned positions are parameters is made up for by the feed-forward network. How they extrapolate is another
-question: experiments/ablations/length_extrapolation.py. About two minutes a point on two idle cores.
+question: experiments/ablations/length_extrapolation.py.
 """
 
 import dataclasses

@@ -18,6 +18,7 @@ from research.attention.masks import (
     Window,
 )
 from research.attention.mechanisms import Differential, Forgetting, Latent, SlidingWindow, Softmax
+from research.attention.native_sparse import NSA
 from research.attention.recurrent_mechanisms import (
     GLA,
     Based,
@@ -29,11 +30,14 @@ from research.attention.recurrent_mechanisms import (
     Performer,
     Retention,
 )
+from research.attention.rwkv import RWKV7
 from research.attention.sparse_masks import BlockMask, DilatedWindow, Fixed, Global, RandomBlocks, Strided
 from research.attention.sparse_mechanisms import BigBird, Longformer, SparseTransformer
 
 __all__ = [
     "GLA",
+    "NSA",
+    "RWKV7",
     "And",
     "Based",
     "BigBird",

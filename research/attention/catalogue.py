@@ -21,6 +21,7 @@ from research.attention.mechanisms import (
     SlidingWindow,
     Softmax,
 )
+from research.attention.native_sparse import NSA
 from research.attention.positions import Positions
 from research.attention.recurrent_mechanisms import (
     GLA,
@@ -33,12 +34,14 @@ from research.attention.recurrent_mechanisms import (
     Performer,
     Retention,
 )
+from research.attention.rwkv import RWKV7
 from research.attention.sparse_mechanisms import BigBird, Longformer, SparseTransformer
 
 Single = (
     Softmax | SlidingWindow | Latent | Differential | Forgetting | Longformer | BigBird | SparseTransformer
-    | MoBA | Linformer | Reformer
+    | MoBA | NSA | Linformer | Reformer
     | LinearTransformer | Performer | Based | Retention | GLA | Mamba2 | DeltaNet | GatedDeltaNet | KimiDelta
+    | RWKV7
 )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ The state S of a head is a matrix [key_dim, value_dim] that a token first decays
 
     additive:  S <- diag(a_t) S,  S <- S + k_t v_t^T,                                  o_t = S^T q_t
     delta:     S <- diag(a_t) S,  S <- S + beta_t k_t (v_t - S^T k_t)^T,               o_t = S^T q_t
+    removal:   S <- diag(a_t) S,  S <- S + k_t v_t^T - e_t (S^T r_t)^T,                o_t = S^T q_t
 
 The sequence is cut into chunks. What a chunk does to the state is affine, S <- transition S + update, and so
 is what it reads: all chunks are summarised at once by matrix products, one short scan carries the state from
@@ -15,6 +16,7 @@ recurrence.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +30,11 @@ from research.attention.masks import Tokens
 CHUNK = 64
 """Tokens in a chunk."""
 
+Removal = tuple[Float[Array, "batch length heads key_dim"], Float[Array, "batch length heads key_dim"]]
+"""What a token reads of the decayed state (r_t), and where it takes that away (e_t)."""
+Summary = Callable[..., tuple[Array, Array, Array | None, Array]]
+"""From what is cut into chunks to every chunk's local, read, transition and update."""
+
 
 def recurrent(
     q: Float[Array, "batch length heads key_dim"],
@@ -36,6 +43,7 @@ def recurrent(
     *,
     log_decay: Float[Array, "*decay"] | None = None,
     strength: Float[Array, "batch length heads"] | None = None,
+    removal: Removal | None = None,
     tokens: Tokens | None = None,
     state: Float[Array, "batch heads key_dim value_dim"] | None = None,
     itself: bool = True,
@@ -49,10 +57,12 @@ def recurrent(
       v: values.
       log_decay: log a_t, at most 0 (-inf forgets everything): [heads], the same for every token; [batch,
         length, heads]; or [batch, length, heads, key_dim]; None: nothing is forgotten.
-      strength: beta_t of the delta rule; None: additive.
+      strength: beta_t of the delta rule; None: additive, or with a removal.
+      removal: r_t and e_t, dtype of v, where what is removed is read by another key than the one written;
+        (k, beta k), with keys beta k, is the delta rule. None: none.
       tokens: positions and segments; None: one document without padding.
       state: state before the first token; None: 0.
-      itself: whether a token reads what it writes itself (additive only).
+      itself: whether a token reads what it writes itself (False: additive only).
       chunk: tokens in a chunk, a power of two; what it is changes rounding only.
 
     A token whose segment differs from that of the real token before it starts a document, with a state of 0;
@@ -62,25 +72,35 @@ def recurrent(
     reverse mode; everything else any number of times, in both.
 
     Raises:
-      ValueError: ``chunk`` is no power of two, or a token must not read itself under the delta rule.
+      ValueError: ``chunk`` is no power of two, a token must not read itself under the delta rule, or both
+        a strength and a removal are given.
     """
     if chunk < 1 or chunk & (chunk - 1):
         raise ValueError(f"chunks of {chunk} tokens: a power of two")
-    if strength is not None and not itself:
+    if not (strength is None and removal is None) and not itself:
         raise ValueError("under the delta rule a token reads what it writes")
+    if strength is not None and removal is not None:
+        raise ValueError(
+            "a strength or a removal, not both: the delta rule is the removal of what its key reads"
+        )
     batch, length, heads, _ = q.shape
     if log_decay is not None:
         log_decay = log_decay.astype(jnp.float32)
         shape = (1, 1, heads, 1) if log_decay.ndim == 1 else (*log_decay.shape[:3], -1)
         log_decay = log_decay.reshape(shape)
+    # What the rule of the update has beside keys and values, and what it makes of a chunk.
+    rule: tuple[Array, ...] = ()
+    summary: Summary = functools.partial(_additive, itself=itself)
     if strength is not None:
-        strength = strength.astype(jnp.float32)[..., None]
+        rule, summary = (strength.astype(jnp.float32)[..., None],), _delta
+    elif removal is not None:
+        rule, summary = removal, _removal
     if tokens is not None:
-        q, k, v, log_decay, strength = _within_documents(q, k, v, log_decay, strength, tokens)
+        q, k, v, log_decay, rule = _within_documents(tokens, q, k, v, log_decay, rule)
     chunk = min(chunk, 1 << (length - 1).bit_length())
     cut = functools.partial(_cut, length=length, chunk=chunk)
-    summarise = jax.checkpoint(functools.partial(_summarise, itself=itself))
-    local, read, transition, update = summarise(*(cut(x) for x in (q, k, v, log_decay, strength)))
+    summarise = jax.checkpoint(summary)
+    local, read, transition, update = summarise(*(cut(x) for x in (q, k, v, log_decay, *rule)))
     first = state
     if first is None:
         first = jnp.zeros((batch, heads, k.shape[-1], v.shape[-1]), jnp.float32)
@@ -88,8 +108,9 @@ def recurrent(
     def carry(state: Array, step: tuple[Array | None, Array]) -> tuple[Array, Array]:
         transition, update = step
         kept = state
-        if strength is not None:
-            kept = _product(transition, state)  # type: ignore[arg-type]
+        if rule:  # tokens change what they read: the transition is a matrix
+            assert transition is not None
+            kept = _product(transition, state)
         elif transition is not None:
             kept = state * transition
         return kept + update, state
@@ -108,6 +129,7 @@ def both_ways(
     *,
     log_decay: Float[Array, "*decay"] | None = None,
     strength: Float[Array, "batch length heads"] | None = None,
+    removal: Removal | None = None,
     tokens: Tokens | None = None,
     chunk: int = CHUNK,
 ) -> Float[Array, "batch length heads value_dim"]:
@@ -118,12 +140,14 @@ def both_ways(
     tokens between and of the later one (forwards) or the earlier one (backwards). Delta: each pass has a
     memory of its own, to which the token itself has been written.
     """
-    out, _ = recurrent(q, k, v, log_decay=log_decay, strength=strength, tokens=tokens, chunk=chunk)
+    out, _ = recurrent(
+        q, k, v, log_decay=log_decay, strength=strength, removal=removal, tokens=tokens, chunk=chunk
+    )
     turn = functools.partial(jax.tree.map, lambda x: x if x.ndim == 1 else x[:, ::-1])
-    turned = turn((q, k, v, log_decay, strength, tokens))
+    turned = turn((q, k, v, log_decay, strength, removal, tokens))
     back, _ = recurrent(
-        *turned[:3], log_decay=turned[3], strength=turned[4], tokens=turned[5],
-        itself=strength is not None, chunk=chunk,
+        *turned[:3], log_decay=turned[3], strength=turned[4], removal=turned[5], tokens=turned[6],
+        itself=not (strength is None and removal is None), chunk=chunk,
     )  # fmt: skip
     return out + back[:, ::-1]
 
@@ -164,16 +188,14 @@ def document_starts(tokens: Tokens) -> Bool[Array, "#batch length"]:
 
 
 def _within_documents(
-    q: Array, k: Array, v: Array, log_decay: Array | None, strength: Array | None, tokens: Tokens
-) -> tuple[Array, Array, Array, Array, Array | None]:
+    tokens: Tokens, q: Array, k: Array, v: Array, log_decay: Array | None, rule: tuple[Array, ...]
+) -> tuple[Array, Array, Array, Array, tuple[Array, ...]]:
     """Returns the arguments, padding changing nothing and decay forgetting all where a document starts."""
     real = tokens.real[:, :, None, None]
-    q, k, v = (jnp.where(real, x, jnp.zeros((), x.dtype)) for x in (q, k, v))
-    if strength is not None:
-        strength = jnp.where(real, strength, 0.0)
     decay = jnp.zeros((1, 1, 1, 1), jnp.float32) if log_decay is None else log_decay
-    decay = jnp.where(real, decay, 0.0)
-    return q, k, v, jnp.where(document_starts(tokens)[:, :, None, None], -jnp.inf, decay), strength
+    q, k, v, decay, *kept = (jnp.where(real, x, jnp.zeros((), x.dtype)) for x in (q, k, v, decay, *rule))
+    starts = document_starts(tokens)[:, :, None, None]
+    return q, k, v, jnp.where(starts, -jnp.inf, decay), tuple(kept)
 
 
 def _cut(x: Array | None, *, length: int, chunk: int) -> Array | None:
@@ -190,52 +212,111 @@ def _dot(equation: str, *operands: Array) -> Array:
     return jnp.einsum(equation, *operands, preferred_element_type=jnp.float32)
 
 
-def _summarise(
+# Each of the following returns local, read, transition and update of every chunk: one that starts with the
+# state S outputs local + read S, and ends with transition S + update (additive: transition * S + update, or
+# S + update where it is None).
+
+
+def _additive(
     q: Float[Array, "batch heads chunks chunk key_dim"],
     k: Float[Array, "batch heads chunks chunk key_dim"],
     v: Float[Array, "batch heads chunks chunk value_dim"],
     log_decay: Float[Array, "#batch #heads chunks chunk #key_dim"] | None,
-    strength: Float[Array, "batch heads chunks chunk 1"] | None,
     *,
     itself: bool,
 ) -> tuple[Array, Array, Array | None, Array]:
-    """Returns every chunk's local, read, transition and update.
+    """Returns what chunks of the additive rule do."""
+    ((scores,),), since, until, total = _decayed((q,), (k,), log_decay)
+    local = _dot("bhnij,bhnjv->bhniv", _below(scores, 0 if itself else -1).astype(v.dtype), v)
+    return local, _times(q, since), total, _dot("bhnjk,bhnjv->bhnkv", _times(k, until), v)
 
-    A chunk that starts with the state S outputs local + read S and ends with transition S + update (delta) or
-    transition * S + update (additive; None: 1).
+
+def _delta(
+    q: Float[Array, "batch heads chunks chunk key_dim"],
+    k: Float[Array, "batch heads chunks chunk key_dim"],
+    v: Float[Array, "batch heads chunks chunk value_dim"],
+    log_decay: Float[Array, "#batch #heads chunks chunk #key_dim"] | None,
+    strength: Float[Array, "batch heads chunks chunk 1"],
+) -> tuple[Array, Array, Array, Array]:
+    """Returns what chunks of the delta rule do.
+
+    Token i writes k_i beta_i (v_i - what k_i reads of S - what k_i reads of earlier writes): a triangular
+    system, whose solution is affine in S (the UT transform of Yang et al., 2024).
     """
-    dtype, size = v.dtype, k.shape[-2]
-    read, read_by_k, write, transition = q, k, k, None
-    rows = (q,) if strength is None else (q, k)
-    if log_decay is None or log_decay.shape[-1] == 1:
-        scores = tuple(_dot("bhnid,bhnjd->bhnij", row, k) for row in rows)
-    if log_decay is not None:
-        if log_decay.shape[-1] == 1:
-            decays, since, until = _scalar_decays(log_decay)
-            scores = tuple(score * decays for score in scores)
-        else:
-            scores, since, until = decayed_products(rows, k, log_decay)
-        read, read_by_k, write = scaled(q, since), scaled(k, since), scaled(k, until)
-        transition = since[..., -1, :, None]
-
-    def below(scores: Array, diagonal: int) -> Array:
-        return jnp.where(jnp.tri(size, k=diagonal, dtype=bool)[None, None, None], scores, 0.0)
-
-    attend = below(scores[0], 0 if itself else -1).astype(dtype)
-    if strength is None:
-        local = _dot("bhnij,bhnjv->bhniv", attend, v)
-        return local, read, transition, _dot("bhnjk,bhnjv->bhnkv", write, v)
-    # Token i writes k_i beta_i (v_i - what k_i reads of S - what k_i reads of earlier writes): a triangular
-    # system, whose solution is affine in S (the UT transform of Yang et al., 2024).
-    right = strength * jnp.concatenate([v, read_by_k], axis=-1).astype(jnp.float32)
-    inverse = unit_lower_inverse(strength * below(scores[1], -1))
-    written = _product(inverse, right).astype(dtype)
+    ((by_query, by_key),), since, until, total = _decayed((q, k), (k,), log_decay)
+    right = strength * jnp.concatenate([v, _times(k, since)], axis=-1).astype(jnp.float32)
+    inverse = unit_lower_inverse(strength * _below(by_key, -1))
+    written = _product(inverse, right).astype(v.dtype)
     split = functools.partial(jnp.split, indices_or_sections=[v.shape[-1]], axis=-1)
-    local, less = split(_dot("bhnij,bhnjv->bhniv", attend, written))
-    update, erased = split(_dot("bhnjk,bhnjv->bhnkv", write, written))
-    kept = jnp.eye(k.shape[-1])[None, None, None]
-    transition = (kept if transition is None else kept * transition) - erased
-    return local, (read.astype(jnp.float32) - less).astype(dtype), transition, update
+    local, less = split(_dot("bhnij,bhnjv->bhniv", _below(by_query, 0).astype(v.dtype), written))
+    update, erased = split(_dot("bhnjk,bhnjv->bhnkv", _times(k, until), written))
+    read = (_times(q, since).astype(jnp.float32) - less).astype(v.dtype)
+    return local, read, _diagonal(total, k.shape[-1]) - erased, update
+
+
+def _removal(
+    q: Float[Array, "batch heads chunks chunk key_dim"],
+    k: Float[Array, "batch heads chunks chunk key_dim"],
+    v: Float[Array, "batch heads chunks chunk value_dim"],
+    log_decay: Float[Array, "#batch #heads chunks chunk #key_dim"] | None,
+    removed: Float[Array, "batch heads chunks chunk key_dim"],
+    erased: Float[Array, "batch heads chunks chunk key_dim"],
+) -> tuple[Array, Array, Array, Array]:
+    """Returns what chunks do whose tokens write k v^T and take away e (S^T r)^T: the delta rule's system.
+
+    What token i reads by r_i, u_i = r_i S + sum_(j < i) (r_i k_j) v_j - (r_i e_j) u_j, is affine in S.
+    """
+    scores, since, until, total = _decayed((q, removed), (k, erased), log_decay)
+    (query_key, removed_key), (query_erased, removed_erased) = scores
+    dots = functools.partial(_dot, "bhnij,bhnjv->bhniv")
+    within = dots(_below(removed_key, -1).astype(v.dtype), v)
+    right = jnp.concatenate([within, _times(removed, since).astype(jnp.float32)], axis=-1)
+    inverse = unit_lower_inverse(_below(removed_erased, -1))
+    gone = _product(inverse, right).astype(v.dtype)
+    split = functools.partial(jnp.split, indices_or_sections=[v.shape[-1]], axis=-1)
+    less_local, less = split(dots(_below(query_erased, 0).astype(v.dtype), gone))
+    less_update, less_state = split(_dot("bhnjk,bhnjv->bhnkv", _times(erased, until), gone))
+    local = dots(_below(query_key, 0).astype(v.dtype), v) - less_local
+    update = _dot("bhnjk,bhnjv->bhnkv", _times(k, until), v) - less_update
+    read = (_times(q, since).astype(jnp.float32) - less).astype(v.dtype)
+    return local, read, _diagonal(total, k.shape[-1]) - less_state, update
+
+
+def _decayed(
+    rows: tuple[Array, ...], keys: tuple[Array, ...], log_decay: Array | None
+) -> tuple[tuple[tuple[Array, ...], ...], Array | None, Array | None, Array | None]:
+    """Returns products of rows and keys that decay from key to row, for each key those with all rows.
+
+    And the decays since the chunk's start, until its end, and over all of it, [..., 1 or key_dim, 1]; None
+    where nothing decays. Above the diagonal products mean nothing.
+    """
+    if log_decay is not None and log_decay.shape[-1] > 1:
+        found = [decayed_products(rows, key, log_decay) for key in keys]
+        _, since, until = found[0]
+        return tuple(scores for scores, _, _ in found), since, until, since[..., -1, :, None]
+    scores = tuple(tuple(_dot("bhnid,bhnjd->bhnij", row, key) for row in rows) for key in keys)
+    if log_decay is None:
+        return scores, None, None, None
+    decays, since, until = _scalar_decays(log_decay)
+    scores = tuple(tuple(score * decays for score in of_key) for of_key in scores)
+    return scores, since, until, since[..., -1, :, None]
+
+
+def _times(x: Array, decay: Array | None) -> Array:
+    """Returns x, decayed if there is a decay, dtype of x."""
+    return x if decay is None else scaled(x, decay)
+
+
+def _below(scores: Array, diagonal: int) -> Array:
+    """Returns scores up to a diagonal, 0 above it."""
+    size = scores.shape[-1]
+    return jnp.where(jnp.tri(size, k=diagonal, dtype=bool)[None, None, None], scores, 0.0)
+
+
+def _diagonal(total: Array | None, size: int) -> Array:
+    """Returns the decay of all of a chunk as a matrix."""
+    kept = jnp.eye(size)[None, None, None]
+    return kept if total is None else kept * total
 
 
 def _scalar_decays(log_decay: Float[Array, "batch heads chunks chunk 1"]) -> tuple[Array, Array, Array]:

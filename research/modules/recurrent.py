@@ -47,13 +47,7 @@ class RecurrentAttention(nn.Module):
         document of a row continues the cache's.
         """
         spec, form = self.spec, self._form
-        tokens = None if tokens is None or (tokens.in_order and tokens.segments is None) else tokens
-        real = document = None
-        if tokens is not None:
-            tokens = jax.tree.map(jnp.asarray, tokens)
-            real = tokens.real
-            document = jnp.cumsum(document_starts(tokens), axis=1, dtype=jnp.int32)
-            x = jnp.where(real[:, :, None], x, jnp.zeros((), x.dtype))
+        tokens, x, real, document = documents(tokens, x)
         state = None if cache is None else cache[0]
         source = x if memory is None else memory
         q, k, v = self._project(x, source)
@@ -194,6 +188,23 @@ class RecurrentAttention(nn.Module):
             gate = self._linear("output_gate", heads)(x)
             out = out * (nn.silu(gate) if form.gate_function == "silu" else nn.sigmoid(gate))
         return Linear(heads, (geometry.width,), spec.bias, spec.output_stddev, name="output")(out)
+
+
+def documents(
+    tokens: Tokens | None, x: Float[Array, "batch length width"]
+) -> tuple[
+    Tokens | None,
+    Float[Array, "batch length width"],
+    Bool[Array, "#batch length"] | None,
+    Int[Array, "#batch length"] | None,
+]:
+    """Returns the tokens (None: one document without padding), x with 0 at padding, what is real, and the
+    number of each token's document in its row."""
+    if tokens is None or (tokens.in_order and tokens.segments is None):
+        return None, x, None, None
+    tokens = jax.tree.map(jnp.asarray, tokens)
+    document = jnp.cumsum(document_starts(tokens), axis=1, dtype=jnp.int32)
+    return tokens, jnp.where(tokens.real[:, :, None], x, jnp.zeros((), x.dtype)), tokens.real, document
 
 
 def _initial_log_rate(key: Key[Array, ""], shape: tuple[int, ...], dtype: Any) -> Array:

@@ -24,7 +24,9 @@ from research.attention.mechanisms import (
     SlidingWindow,
     Softmax,
 )
+from research.attention.native_sparse import NSA
 from research.attention.positions import Alibi, RelativeBias, Rotary
+from research.attention.rwkv import RWKV7
 from research.attention.sparse_mechanisms import BigBird, Longformer, SparseTransformer
 
 GEOMETRY = Geometry(width=24, heads=6, kv_heads=6, head_dim=4, context=40)
@@ -77,12 +79,25 @@ def test_state_bytes_are_what_the_paper_promises():
     assert bytes_of(SlidingWindow(window=8), 4) == window // 2
     reach = 2 + (4 - 1) * 3 + 1
     assert bytes_of(Longformer(window=4, dilation=3, global_tokens=2), 1000) == reach * (2 * 24 * 4 + 4)
+    nsa = NSA(summary=8, stride=4, block=8, top=3, window=16)
+    token = 2 * 24 * 4
+    assert bytes_of(nsa, 100) == (100 + 25) * token + (7 + 16) * (token + 4)
+    assert bytes_of(RWKV7(), 1) == bytes_of(RWKV7(), 100) == (6 * 4 * 4 + 24) * 4
 
 
 def test_flops_of_what_is_not_plain():
     plain = Softmax().flops_per_token(GEOMETRY, 10, causal=True, visible=False)
     assert plain == 10 * 4 * 24
     assert Differential().flops_per_token(GEOMETRY, 10, causal=True, visible=False) == 10 * (2 + 4) * 24
+    sparse = NSA(summary=4, stride=2, block=4, top=3, window=5)
+    read = 0
+    for t in range(40):
+        summaries = sum(m + 4 <= t + 1 for m in range(0, 40, 2))
+        chosen = sum(i // 4 in {0, t // 4 - 1, t // 4} for i in range(t + 1))
+        read += summaries + chosen + min(t + 1, 5)
+    mlps = 2 * 20 / 40 * 6 * 2 * (4 * 4 * 4 + 4 * 4)
+    flops = sparse.flops_per_token(GEOMETRY, 40, causal=True, visible=True)
+    assert flops == pytest.approx(read / 40 * 4 * 24 + mlps)
     latent = Latent(rank=10, rotary_dim=2)
     assert latent.flops_per_token(GEOMETRY, 10, causal=True, visible=False) == 10 * 2 * 6 * (4 + 2 + 4)
 
@@ -122,12 +137,21 @@ def test_what_cannot_be_is_refused_in_one_line():
     fixed = SparseTransformer(factors="fixed", stride=4, summary=5)
     assert "summary 5 is more than the model.attention.stride 4" in problems(fixed)
     assert "chooses among the blocks before" in problems(MoBA(), causal=False)
+    assert problems(NSA(), causal=False).startswith("model.attention 'nsa' chooses among the blocks before")
+    assert "summary 24 is no multiple of the model.attention.stride 16" in problems(NSA(summary=24))
+    assert "block 8 is no multiple of the model.attention.stride 16" in problems(NSA(block=8))
+    assert "top 2: at least 3" in problems(NSA(top=2))
+    assert "choose 'rotary', 'learned'" in problems(NSA(), positions=Alibi())
+    assert not problems(NSA(), positions=Rotary(), kv_heads=2)
     assert "in a decoder choose 'linear-transformer'" in problems(Linformer())
     for positions in (Rotary(), Alibi(), RelativeBias()):
         assert "choose 'learned' or 'sinusoidal'" in problems(Linformer(), False, positions)
     assert "leave model.kv_heads out" in problems(Reformer(), kv_heads=3)
     assert "leave model.attention.qk_norm out" in problems(Reformer(qk_norm=True))
     assert "buckets 5 is odd" in problems(Reformer(buckets=5))
+    assert "model.kv_heads must be model.heads (6), not 2" in problems(RWKV7(), kv_heads=2)
+    for positions in (Rotary(), Alibi(), RelativeBias()):
+        assert "choose 'none', 'learned' or 'sinusoidal'" in problems(RWKV7(), True, positions)
     mixed = Interleaved(Softmax(), 1, SparseTransformer(), 1)
     assert "causal patterns only" in problems(mixed, causal=False)
     assert not problems(mixed, positions=Rotary())

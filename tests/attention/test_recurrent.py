@@ -25,21 +25,21 @@ DECAYS = {
     "scalar": (BATCH, LENGTH, HEADS),
     "vector": (BATCH, LENGTH, HEADS, KEYS),
 }
-CASES = [(decay, delta) for decay in DECAYS for delta in (False, True)]
+CASES = [(decay, rule) for decay in DECAYS for rule in ("additive", "delta", "removal")]
 
 
-def cases(*fast: tuple[str, bool]) -> pytest.MarkDecorator:
+def cases(*fast: tuple[str, str]) -> pytest.MarkDecorator:
     """Runs a test on every case, those but ``fast`` marked slow: each compiles programs of its own."""
     marked = [case if case in fast else pytest.param(*case, marks=pytest.mark.slow) for case in CASES]
-    return pytest.mark.parametrize(("decay", "delta"), marked)
+    return pytest.mark.parametrize(("decay", "rule"), marked)
 
 
-FAST = cases(("none", False), ("scalar", True), ("vector", True))
-NAMES = ("q", "k", "v", "log_decay", "strength", "state")
+FAST = cases(("none", "additive"), ("scalar", "delta"), ("vector", "removal"))
+NAMES = ("q", "k", "v", "log_decay", "strength", "state", "removed", "erased")
 
 
-def inputs(decay: str, delta: bool, strong: float = 0.5, seed: int = 0) -> dict[str, np.ndarray]:
-    """Returns q, k of unit length, v, state, and log decay and strength where the case has them."""
+def inputs(decay: str, rule: str, strong: float = 0.5, seed: int = 0) -> dict[str, np.ndarray]:
+    """Returns q, k of unit length, v, state, and log decay, strength and removal where the case has them."""
     rng = np.random.default_rng(seed)
 
     def normal(*shape):
@@ -53,8 +53,12 @@ def inputs(decay: str, delta: bool, strong: float = 0.5, seed: int = 0) -> dict[
     }  # fmt: skip
     if DECAYS[decay] is not None:
         arrays["log_decay"] = -strong * np.abs(normal(*DECAYS[decay]))
-    if delta:
+    if rule == "delta":
         arrays["strength"] = rng.uniform(0, 2, shape).astype(np.float32)
+    if rule == "removal":
+        removed = normal(*shape, KEYS)
+        arrays["removed"] = removed / np.linalg.norm(removed, axis=-1, keepdims=True)
+        arrays["erased"] = arrays["removed"] * rng.uniform(0, 1, (*shape, KEYS)).astype(np.float32)
     return arrays
 
 
@@ -70,9 +74,10 @@ def tokens(segments: np.ndarray = SEGMENTS) -> Tokens:
 
 
 def call(arrays, tokens=None, chunk=CHUNK):
-    q, k, v, log_decay, strength, state = (arrays.get(name) for name in NAMES)
+    q, k, v, log_decay, strength, state, *removal = (arrays.get(name) for name in NAMES)
     return recurrent(
-        q, k, v, log_decay=log_decay, strength=strength, tokens=tokens, state=state, chunk=chunk
+        q, k, v, log_decay=log_decay, strength=strength, tokens=tokens, state=state, chunk=chunk,
+        removal=None if removal[0] is None else tuple(removal),
     )  # fmt: skip
 
 
@@ -91,8 +96,8 @@ def assert_near(got, want, tolerance=2e-6):
 
 @FAST
 @pytest.mark.parametrize("strong", [0.05, 3.0, 60.0])
-def test_equals_the_recurrence_and_its_gradients(decay, delta, strong):
-    arrays = inputs(decay, delta, strong)
+def test_equals_the_recurrence_and_its_gradients(decay, rule, strong):
+    arrays = inputs(decay, rule, strong)
     out, state, gradients = with_gradients(arrays, cotangents())
     want = recurrence(**arrays, segments=SEGMENTS, cotangents=cotangents())
     assert_near(out, want.out)
@@ -101,10 +106,10 @@ def test_equals_the_recurrence_and_its_gradients(decay, delta, strong):
         assert_near(gradient, want.gradients[name], 5e-6)
 
 
-@pytest.mark.parametrize(("decay", "delta"), [("scalar", True), ("vector", True)])
-def test_weak_decay_after_strong_keeps_its_digits(decay, delta):
+@pytest.mark.parametrize(("decay", "rule"), [("scalar", "delta"), ("vector", "delta")])
+def test_weak_decay_after_strong_keeps_its_digits(decay, rule):
     """Differences of sums over a chunk would be off by 1e-4 here; and log decay may be -inf."""
-    arrays = inputs(decay, delta, 0.01)
+    arrays = inputs(decay, rule, 0.01)
     arrays["log_decay"][:, 3:12] = -90.0
     arrays["log_decay"][:, 20] = -np.inf
     out, state, gradients = with_gradients(arrays, cotangents())
@@ -117,11 +122,11 @@ def test_weak_decay_after_strong_keeps_its_digits(decay, delta):
 
 
 @FAST
-def test_padding_may_hold_anything_and_reads_nothing(decay, delta):
-    arrays = inputs(decay, delta)
+def test_padding_may_hold_anything_and_reads_nothing(decay, rule):
+    arrays = inputs(decay, rule)
     clean = with_gradients(arrays, cotangents())
     padding = SEGMENTS == 0
-    for name in ("q", "k", "v", "strength", "log_decay"):
+    for name in ("q", "k", "v", "strength", "log_decay", "removed", "erased"):
         if name in arrays and arrays[name].ndim > 2:
             arrays[name][padding] = np.nan
     jax.tree.map(np.testing.assert_array_equal, with_gradients(arrays, cotangents()), clean)
@@ -131,8 +136,8 @@ def test_padding_may_hold_anything_and_reads_nothing(decay, delta):
 
 
 @FAST
-def test_the_future_and_other_documents_change_nothing(decay, delta):
-    arrays = inputs(decay, delta)
+def test_the_future_and_other_documents_change_nothing(decay, rule):
+    arrays = inputs(decay, rule)
     before = np.asarray(with_gradients(arrays, cotangents())[0])
     for now in (0, 7, 8, 20, 35):
         later = {
@@ -146,9 +151,9 @@ def test_the_future_and_other_documents_change_nothing(decay, delta):
 
 
 @cases()
-def test_chunks_of_any_size_and_steps_are_the_same(decay, delta):
+def test_chunks_of_any_size_and_steps_are_the_same(decay, rule):
     """All at once in chunks of another size; or a prompt with padding behind it, then a token at a time."""
-    arrays = inputs(decay, delta)
+    arrays = inputs(decay, rule)
     want = recurrence(**arrays)
     out, state = jax.jit(functools.partial(call, chunk=64))(arrays)
     assert_near(out, want.out)
@@ -162,8 +167,8 @@ def test_chunks_of_any_size_and_steps_are_the_same(decay, delta):
     positions = np.where(np.arange(24) < 21, np.arange(24), ABSENT).astype(np.int32)[None]
     prompt["v"][:, 21:] = np.nan
     out, state = jax.jit(call)(prompt, Tokens(jnp.asarray(positions)))
-    assert_near(out[:, :21], recurrence(**inputs(decay, delta)).out[:, :21])
-    arrays, step = inputs(decay, delta), jax.jit(call)
+    assert_near(out[:, :21], recurrence(**inputs(decay, rule)).out[:, :21])
+    arrays, step = inputs(decay, rule), jax.jit(call)
     for t in range(21, LENGTH):
         out, state = step(part(t, t + 1) | {"state": state})
         assert_near(out[:, 0], want.out[:, t], 5e-6)
@@ -172,10 +177,10 @@ def test_chunks_of_any_size_and_steps_are_the_same(decay, delta):
 
 @cases()
 @pytest.mark.parametrize("length", [5, 17])
-def test_any_length(decay, delta, length):
+def test_any_length(decay, rule, length):
     arrays = {
         name: x[:, :length] if x.ndim > 2 and name != "state" else x
-        for name, x in inputs(decay, delta).items()
+        for name, x in inputs(decay, rule).items()
     }
     out, state = jax.jit(call)(arrays)
     want = recurrence(**arrays)
@@ -183,14 +188,15 @@ def test_any_length(decay, delta, length):
     assert_near(state, want.state)
 
 
-def naive(q, k, v, log_decay, strength):
+def naive(q, k, v, log_decay, strength, removed, erased):
     """The recurrence with every step in the dtype of its inputs."""
 
     def step(state, token):
-        q, k, v, decay, strength = token
+        q, k, v, decay, strength, removed, erased = token
         state = decay[..., None] * state
         error = v if strength is None else strength[..., None] * (v - jnp.einsum("bhkv,bhk->bhv", state, k))
-        state = state + k[..., None] * error[..., None, :]
+        less = 0 if removed is None else jnp.einsum("bhkv,bhk,bhn->bhnv", state, removed, erased)
+        state = state + k[..., None] * error[..., None, :] - less
         return state, jnp.einsum("bhkv,bhk->bhv", state, q)
 
     decay = jnp.zeros((BATCH, LENGTH, HEADS, 1), q.dtype)
@@ -198,13 +204,14 @@ def naive(q, k, v, log_decay, strength):
         shaped = log_decay[None, None] if log_decay.ndim == 1 else log_decay
         shaped = shaped[..., None] if shaped.ndim == 3 else shaped
         decay = decay + shaped.astype(q.dtype)
-    every = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (q, k, v, jnp.exp(decay), strength))
+    inputs = (q, k, v, jnp.exp(decay), strength, removed, erased)
+    every = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), inputs)
     first = jnp.zeros((BATCH, HEADS, KEYS, VALUES), q.dtype)
     return jnp.moveaxis(jax.lax.scan(step, first, every)[1], 0, 1)
 
 
 @cases()
-def test_bfloat16_errs_at_most_twice_as_much_as_the_naive_recurrence(decay, delta):
+def test_bfloat16_errs_at_most_twice_as_much_as_the_naive_recurrence(decay, rule):
     """Root mean square over four draws, of output and gradients."""
 
     def outcome(function):
@@ -220,10 +227,10 @@ def test_bfloat16_errs_at_most_twice_as_much_as_the_naive_recurrence(decay, delt
     of_state = np.zeros((BATCH, HEADS, KEYS, VALUES))
     squares = {name: collections.Counter() for name in functions}
     for seed in range(4):
-        arrays = inputs(decay, delta, 0.1, seed)
+        arrays = inputs(decay, rule, 0.1, seed)
         del arrays["state"]
         half = {name: jnp.asarray(x, jnp.bfloat16) for name, x in arrays.items()}
-        half = {"log_decay": None, "strength": None} | half
+        half = dict.fromkeys(("log_decay", "strength", "removed", "erased")) | half
         exact = {name: None if x is None else np.asarray(x, np.float64) for name, x in half.items()}
         want = recurrence(**exact, cotangents=(np.asarray(cotangent, np.float64), of_state))
         wanted = {"out": want.out} | want.gradients
@@ -241,21 +248,22 @@ def pairs(arrays: dict[str, np.ndarray]) -> np.ndarray:
     return recurrence(**arrays, segments=SEGMENTS).out + back
 
 
-@cases(("scalar", False))
-def test_both_ways(decay, delta):
-    arrays = inputs(decay, delta)
+@cases(("scalar", "additive"))
+def test_both_ways(decay, rule):
+    arrays = inputs(decay, rule)
     del arrays["state"]
     want = pairs(arrays)
-    if not delta:  # where a pair counts once
+    if rule == "additive":  # where a pair counts once
         itself = (arrays["q"] * arrays["k"]).sum(-1, keepdims=True) * arrays["v"]
         want = want - np.where((SEGMENTS != 0)[:, :, None, None], itself, 0)
-    q, k, v, log_decay, strength, _ = (arrays.get(name) for name in NAMES)
+    q, k, v, log_decay, strength, _, *removal = (arrays.get(name) for name in NAMES)
     run = jax.jit(functools.partial(both_ways, tokens=tokens(), chunk=CHUNK))
-    assert_near(run(q, k, v, log_decay=log_decay, strength=strength), want, 5e-6)
+    removal = None if removal[0] is None else tuple(removal)
+    assert_near(run(q, k, v, log_decay=log_decay, strength=strength, removal=removal), want, 5e-6)
 
 
 def test_both_ways_without_decay_is_the_sum_over_the_document():
-    arrays = inputs("none", False)
+    arrays = inputs("none", "additive")
     same = (SEGMENTS[:, :, None] == SEGMENTS[:, None]) & (SEGMENTS != 0)[:, None]
     scores = np.einsum("bihd,bjhd->bijh", arrays["q"], arrays["k"]) * same[..., None]
     q, k, v = (arrays[name] for name in ("q", "k", "v"))
@@ -268,9 +276,9 @@ def test_both_ways_without_decay_is_the_sum_over_the_document():
     assert_near(got, np.einsum("bijh,bjhv->bihv", scores, v))
 
 
-@pytest.mark.parametrize(("decay", "delta"), CASES)
-def test_only_chunks_are_looped_over(decay, delta):
-    program = jax.make_jaxpr(lambda arrays: jax.vjp(call, arrays)[1](cotangents()))(inputs(decay, delta))
+@pytest.mark.parametrize(("decay", "rule"), CASES)
+def test_only_chunks_are_looped_over(decay, rule):
+    program = jax.make_jaxpr(lambda arrays: jax.vjp(call, arrays)[1](cotangents()))(inputs(decay, rule))
     lengths = [int(length) for length in re.findall(r"\blength=(\d+)", str(program))]
     assert lengths == [-(-LENGTH // CHUNK)] * 2  # forward, backward
     assert "while[" not in str(program)
@@ -287,8 +295,21 @@ def test_inverse_of_a_unit_triangle(size):
 
 
 def test_misuse_is_refused():
-    arrays = jax.tree.map(jnp.asarray, inputs("none", True))
+    arrays = jax.tree.map(jnp.asarray, inputs("none", "delta"))
     with pytest.raises(ValueError, match="chunks of 24 tokens: a power of two"):
         call(arrays, chunk=24)
     with pytest.raises(ValueError, match="under the delta rule a token reads what it writes"):
         recurrent(arrays["q"], arrays["k"], arrays["v"], strength=arrays["strength"], itself=False)
+    with pytest.raises(ValueError, match="a strength or a removal, not both"):
+        call(arrays | {"removed": arrays["k"], "erased": arrays["k"]})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("decay", ["none", "vector"])
+def test_the_delta_rule_is_the_removal_of_what_its_key_reads(decay):
+    arrays = inputs(decay, "delta")
+    want = call(arrays, tokens())
+    strength = arrays.pop("strength")
+    arrays["removed"], arrays["erased"] = arrays["k"], arrays["k"] * strength[..., None]
+    arrays["k"] = arrays["erased"]
+    jax.tree.map(assert_near, call(arrays, tokens()), want)

@@ -26,8 +26,10 @@ from research.attention.mechanisms import (
     SlidingWindow,
     Softmax,
 )
+from research.attention.native_sparse import NSA
 from research.attention.positions import Alibi, Positions, RelativeBias, Rotary, YaRN
 from research.attention.recurrent_mechanisms import Recurrent
+from research.attention.rwkv import RWKV7
 from research.attention.sparse_mechanisms import BigBird, Longformer, SparseTransformer
 from research.models.stacks import with_pattern
 from research.modules.attention import AttentionSpec
@@ -67,6 +69,7 @@ SMALL = {
     BigBird: {"block": 2, "window": 2, "global_blocks": 1, "random_blocks": 1},
     SparseTransformer: {"stride": 3}, Latent: {"rank": 6, "query_rank": 5, "rotary_dim": 2},
     MoBA: {"block": 2, "top": 2}, Linformer: {"rank": 3}, Reformer: {"buckets": 4, "rounds": 2},
+    NSA: {"summary": 2, "stride": 1, "block": 2, "top": 4, "window": 2},
 }  # fmt: skip
 """Fields that make a pattern of a mechanism show within a few tokens."""
 PLAIN = [Case(cls(**SMALL.get(cls, {}))) for cls in typing.get_args(Single)]
@@ -77,9 +80,10 @@ COMBINED = [
     Case(Latent(), Rotary(layout="interleaved")),
     Case(Forgetting(gate=True, qk_norm=True), RelativeBias(8, 6), 2),
     Case(SparseTransformer(factors="fixed", stride=4, summary=2), Rotary()),
+    Case(NSA(summary=4, stride=2, block=2, top=3, window=1), Rotary(), 2),
     Case(Interleaved(SlidingWindow(window=3), 1, Latent(), 1, "second"), Rotary()),
 ]
-RECURRENT = [case for case in PLAIN if isinstance(case.mechanism, Recurrent)]
+RECURRENT = [case for case in PLAIN if isinstance(case.mechanism, Recurrent | RWKV7)]
 """Which have a contract of their own beside this one: gradients and low precision are proven there."""
 SOFTMAX = [case for case in PLAIN if case not in RECURRENT]
 OWN_MODULE = [case for case in SOFTMAX if type(case.mechanism) in MIXERS]
@@ -246,6 +250,6 @@ def errors_of_bfloat16(case: Case) -> np.ndarray:
 @pytest.mark.parametrize("case", SOFTMAX[1:], ids=str)
 def test_bfloat16_is_as_good_as_for_softmax(case):
     # Where a choice is discrete rounding may turn it, and some tokens then read others: most do not.
-    discrete = isinstance(case.mechanism, MoBA | Reformer)
+    discrete = isinstance(case.mechanism, MoBA | NSA | Reformer)
     average = np.median if discrete else lambda x: np.sqrt(np.square(x).mean())
     assert average(errors_of_bfloat16(case)) < 2 * average(errors_of_bfloat16(PLAIN[0]))

@@ -7,12 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from research.attention import native_sparse
 from research.attention.block_choice import MoBA
 from research.attention.hashing import Reformer, hashes
 from research.attention.low_rank import Linformer
 from research.attention.masks import Tokens
 from research.attention.mechanisms import Differential, Forgetting, Geometry, Latent, Softmax
+from research.attention.native_sparse import NSA
 from research.attention.positions import Alibi, RelativeBias, Rotary, YaRN
+from research.attention.rwkv import RWKV7
 from research.modules.attention import AttentionSpec
 from research.modules.mixers import mixer
 
@@ -214,3 +217,96 @@ def test_moba_reads_its_own_block_and_the_best_before(top):
     check(got, output(want, params))
     geometry = Geometry(WIDTH, HEADS, 2, DIM, context=9)
     assert mechanism.visible_keys(geometry, LENGTH, causal=True) == seen / (BATCH * HEADS * LENGTH)
+
+
+def test_rwkv7_removes_with_one_key_and_writes_with_another():
+    """Eq. 3-21 of its paper, but for the residual of values."""
+    got, params = run(RWKV7(rank=3))
+    before = np.concatenate([np.zeros_like(X[:, :1]), X[:, :-1]], axis=1)
+    mixed = X[:, :, None] + (before - X)[:, :, None] * params["shift_scale"]
+    names = ("query", "decay", "key", "value", "rate", "gate")
+    x = {name: mixed[:, :, n] for n, name in enumerate(names)}
+    q, k, v = (linear(x[name], params[name]) for name in ("query", "key", "value"))
+
+    def latent(name, source):
+        return x[source] @ params[f"{name}_latent"]["kernel"]
+
+    w = linear(np.tanh(latent("decay", "decay")), params["decay"]) + params["decay_bias"]
+    w = np.exp(-np.exp(-0.5) * sigmoid(w))
+    rate = sigmoid(linear(latent("rate", "rate"), params["rate"]) + params["rate_bias"])
+    removal = k * params["removal_scale"]
+    removal /= np.linalg.norm(removal, axis=-1, keepdims=True)
+    k = k * (1 + params["rate_scale"] * (rate - 1))
+    heads = np.zeros_like(v)
+    for b, h in np.ndindex(BATCH, HEADS):
+        S = np.zeros((DIM, DIM))
+        for t in range(LENGTH):
+            n = removal[b, t, h]
+            S = (
+                w[b, t, h][:, None] * S
+                - np.outer(rate[b, t, h] * n, n @ S)
+                + np.outer(k[b, t, h], v[b, t, h])
+            )
+            heads[b, t, h] = q[b, t, h] @ S
+    heads = heads - heads.mean(-1, keepdims=True)
+    heads = heads / np.sqrt(np.square(heads).mean(-1, keepdims=True) + DIM * 1e-5)
+    heads = heads * params["read_scale"] + params["read_bias"]
+    heads = heads + (q * k * params["bonus_scale"]).sum(-1, keepdims=True) * v
+    check(got, output(heads * linear(sigmoid(latent("read_gate", "gate")), params["read_gate"]), params))
+
+
+@pytest.mark.parametrize(
+    ("mechanism", "tile"),
+    [
+        (NSA(summary=2, stride=1, block=1, top=4, window=2), 1 << 22),
+        (NSA(summary=2, stride=1, block=2, top=9, window=3), 1),  # a query at a time
+        pytest.param(NSA(summary=3, stride=1, block=1, top=5, window=1), 200, marks=pytest.mark.slow),
+    ],
+)
+def test_nsa_reads_summaries_the_blocks_that_they_choose_and_a_window(mechanism, tile, monkeypatch):
+    monkeypatch.setattr(native_sparse, "TILE", tile)
+    got, params = run(mechanism, Rotary(), kv_heads=2)
+    size, stride, block = mechanism.summary, mechanism.stride, mechanism.block
+    flat = {name: linear(X, params[name]) for name in params if name.endswith(("query", "key", "value"))}
+    turned = {name: turn(x, np.array([1.0, 0.01])) for name, x in flat.items()}
+
+    def summaries(name):
+        starts = range(0, LENGTH - size + 1, stride)
+        tokens = np.stack([flat[f"summary_{name}"][:, m : m + size] for m in starts], axis=1)
+        tokens = tokens + params[f"{name}_summary_places"][:, None]
+        x = np.einsum("bnshd,sde->bnhe", tokens, params[f"{name}_summary_hidden"])
+        x = x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))) / 2
+        return np.einsum("bnhe,ed->bnhd", x, params[f"{name}_summary_output"])
+
+    def read(q, k, v):
+        powers = np.exp(k @ q / np.sqrt(DIM))
+        return powers / powers.sum(), powers @ v / powers.sum()
+
+    def shared(m, j):  # tokens of summary m in block j
+        return len(set(range(m * stride, m * stride + size)) & set(range(j * block, (j + 1) * block)))
+
+    ck, cv = summaries("key"), summaries("value")
+    heads, chosen = np.zeros((3, *flat["query"].shape)), set()
+    for b, group, t in np.ndindex(BATCH, 2, LENGTH):
+        whole = range(0, max(t + 1 - size, -1) // stride + 1)
+        importance = np.zeros(len(whole))
+        for h in (2 * group, 2 * group + 1):
+            near = np.arange(max(t - mechanism.window + 1, 0), t + 1)
+            keys, values = turned["window_key"][b, near, group], flat["window_value"][b, near, group]
+            heads[2, b, t, h] = read(turned["query"][b, t, h], keys, values)[1]
+            if whole:
+                found = read(flat["query"][b, t, h], ck[b, whole, group], cv[b, whole, group])
+                importance, heads[0, b, t, h] = importance + found[0], found[1]
+        own = t // block
+        scores = {
+            j: sum(importance[m] * shared(m, j) for m in whole) for j in range(own) if 1 <= j <= own - 2
+        }
+        best = sorted(scores, key=scores.get)[::-1][: mechanism.top - 3]
+        chosen.add(tuple(sorted(best)))
+        tokens = [i for i in range(t + 1) if i // block in {0, own - 1, own, *best}]
+        for h in (2 * group, 2 * group + 1):
+            keys, values = turned["key"][b, tokens, group], flat["value"][b, tokens, group]
+            heads[1, b, t, h] = read(turned["query"][b, t, h], keys, values)[1]
+    gates = sigmoid(linear(X, params["branch_gate"]))
+    check(got, output(np.einsum("nblhd,blhn->blhd", heads, gates), params))
+    assert block > 1 or len(chosen) > 2

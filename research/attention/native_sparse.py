@@ -1,0 +1,413 @@
+"""Native sparse attention (NSA): compressed blocks, chosen blocks and a window, each with a gate.
+
+Real tokens of a row stand by rank, 0, 1, 2 …, documents one after another; a document's blocks are counted
+from its first token. Nothing here is as large as the length squared: queries are taken tile by tile.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from research.attention.cache import RecentKeyValues, Slots
+from research.attention.masks import ABSENT, Tokens
+from research.attention.mechanisms import Geometry, Mechanism, SlidingWindow
+from research.attention.positions import Alibi, Positions, RelativeBias
+from research.attention.recurrent import document_starts
+from research.attention.softmax import FLOOR, MASKED
+
+TILE = 1 << 22
+"""Numbers that are gathered at once, of the chosen blocks' keys: what bounds the queries of a tile."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SparseState:
+    """Decoding state of one layer, by positions."""
+
+    keys: Float[Array, "*layers batch slots kv_heads head_dim"]
+    values: Float[Array, "*layers batch slots kv_heads head_dim"]
+    compressed_keys: Float[Array, "*layers batch summaries kv_heads head_dim"]
+    compressed_values: Float[Array, "*layers batch summaries kv_heads head_dim"]
+    recent: RecentKeyValues
+    """What the next summary is made of, not yet compressed."""
+    window: RecentKeyValues
+
+
+@dataclasses.dataclass(frozen=True)
+class NSA(Mechanism):
+    """Native sparse attention (Yuan et al., 2025, arXiv 2502.11089, eq. 5-12).
+
+    A head reads three things, each with keys and values of its own, and adds them with gates sigmoid(W x):
+    summaries of ``summary`` tokens each, one every ``stride``, by an MLP over the tokens and learned places;
+    the tokens of ``top`` blocks, which all query heads of a key/value head choose together, by the
+    probabilities that they give the summaries within (a document's first block and the two latest always);
+    and a window. Only what is chosen is gathered and computed. The choice has no gradient.
+
+    Departures, where the paper is silent: rotary positions turn the keys of blocks and window, not those of
+    summaries, which queries that are not turned read; only a whole summary is read; a block's score counts
+    each summary by the strides that both share (the sums of eq. 9, over summaries that overlap the block).
+    Dropout acts on the output alone. Weights of the MLPs are no part of ``matmul_parameters``: they act on
+    summaries, not on tokens.
+    """
+
+    encoder: ClassVar[bool] = False
+
+    summary: int = 32
+    """Tokens of a summary; a multiple of the stride."""
+    stride: int = 16
+    """Tokens between beginnings of summaries; divides the block too."""
+    block: int = 64
+    """Tokens in a block that is chosen or not."""
+    top: int = 16
+    """Blocks that a token reads: the first and the two latest, and the best of the others; at least 3."""
+    window: int = 512
+    """Tokens of the window, the token itself included."""
+
+    def problems(self, geometry: Geometry, positions: Positions | None, *, causal: bool) -> Iterator[str]:
+        """Yields an encoder, positions that are added to scores, and sizes that do not fit each other."""
+        yield from super().problems(geometry, positions, causal=causal)
+        if not causal:
+            yield (
+                "model.attention 'nsa' chooses among the blocks before a token; in an encoder choose "
+                "'big-bird' or 'longformer'"
+            )
+        if isinstance(positions, Alibi | RelativeBias):
+            yield (
+                "model.attention 'nsa' has scores of summaries, which have no position for model.positions "
+                "to act on; choose 'rotary', 'learned', 'sinusoidal' or 'none'"
+            )
+        for name, value in (("summary", self.summary), ("block", self.block)):
+            if value % self.stride:
+                yield (
+                    f"model.attention.{name} {value} is no multiple of the model.attention.stride "
+                    f"{self.stride}"
+                )
+        if self.top < 3:
+            yield f"model.attention.top {self.top}: at least 3, the first block and the two latest"
+
+    def matmul_parameters(self, geometry: Geometry) -> int:
+        """Returns the weights of queries, three pairs of keys and values, gates and output."""
+        inner = (2 * geometry.heads + 6 * geometry.kv_heads) * geometry.head_dim
+        return geometry.width * (inner + 3 * geometry.heads)
+
+    def flops_per_token(self, geometry: Geometry, length: int, *, causal: bool, visible: bool) -> float:
+        """Returns 4 * head_dim for each summary, chosen token and token of the window, and the MLPs'.
+
+        The number of summaries is what grows with the length: by 1 / stride of what full attention has.
+        """
+        row, dim = np.arange(length), geometry.head_dim
+        if visible:
+            summaries = float(np.maximum((row + 1 - self.summary) // self.stride + 1, 0).mean())
+            blocks = np.minimum(row // self.block, self.top - 1) * self.block
+            chosen = float((row % self.block + 1 + blocks).mean())
+            near = SlidingWindow(window=self.window).visible_keys(geometry, length, causal=causal)
+        else:
+            summaries, chosen, near = (
+                float(length // self.stride),
+                float(self.top * self.block),
+                float(length),
+            )
+        mlps = 4.0 * geometry.kv_heads * (self.summary + 1) * dim**2 / self.stride
+        return 4.0 * geometry.heads * dim * (summaries + chosen + near) + mlps
+
+    def state(self, geometry: Geometry, batch: int, slots: int, dtype: jnp.dtype) -> SparseState:
+        """Returns room for all keys and values, all summaries, what makes the next, and a window."""
+        heads, dim = geometry.kv_heads, geometry.head_dim
+        every = jnp.zeros((batch, slots, heads, dim), dtype)
+        summaries = jnp.zeros((batch, max(slots // self.stride, 1), heads, dim), dtype)
+        recent, window = (
+            RecentKeyValues.empty(batch, 0, min(size, slots), heads, dim, dtype)
+            for size in (max(self.summary - 1, 1), self.window)
+        )
+        return SparseState(every, every, summaries, summaries, recent, window)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where the summaries and blocks of a row's documents begin, by rank; the row's length: there is none."""
+
+    start: Int[Array, "batch length"]
+    """First rank of each rank's document; the row's length where there is no token."""
+    summary: Int[Array, "batch summaries"]
+    block: Int[Array, "batch blocks"]
+    """Of whole blocks only."""
+    within: Int[Array, "batch blocks overlaps"]
+    """Summaries that share tokens with each block."""
+    share: Float[Array, "batch blocks overlaps"]
+    """Strides that both share, float32; 0 where there is no such summary."""
+
+
+def layout(start: Int[Array, "batch length"], mechanism: NSA) -> Layout:
+    """Returns the layout of rows whose documents begin at ``start``, by rank (see ``Layout``)."""
+    length, size, stride, block = start.shape[1], mechanism.summary, mechanism.stride, mechanism.block
+    rank = jnp.arange(length, dtype=jnp.int32)[None]
+    end = jax.vmap(lambda row: jnp.searchsorted(row, row, side="right"))(start).astype(jnp.int32)
+    place = rank - start
+
+    def begins(every: int, tokens: int) -> Array:
+        return (start < length) & (place % every == 0) & (rank + tokens <= end)
+
+    def first(begins: Array, count: int) -> Int[Array, "batch count"]:
+        return jnp.sort(jnp.where(begins, rank, length), axis=1)[:, :count]
+
+    summaries = begins(stride, size)
+    summary, blocks = (
+        first(summaries, max(length // stride, 1)),
+        first(begins(block, block), max(length // block, 1)),
+    )
+    # The number of the first summary of a block's document.
+    document = _at(start, blocks)
+    earlier = jnp.cumsum(summaries, axis=1, dtype=jnp.int32) - summaries.astype(jnp.int32)
+    return _overlapping(start, summary, blocks, document, _at(earlier, document), mechanism)
+
+
+def layout_of_one(count: Int[Array, "batch 1"], length: int, mechanism: NSA) -> Layout:
+    """Returns the layout of rows of one document each, of ``count`` tokens in room for ``length``."""
+
+    def first(every: int, tokens: int) -> Int[Array, "batch places"]:
+        at = every * jnp.arange(max(length // every, 1), dtype=jnp.int32)[None]
+        return jnp.where(at + tokens <= count, at, length)
+
+    start = jnp.where(jnp.arange(length, dtype=jnp.int32)[None] < count, 0, length)
+    blocks = first(mechanism.block, mechanism.block)
+    zero = jnp.zeros_like(blocks)
+    return _overlapping(start, first(mechanism.stride, mechanism.summary), blocks, zero, zero, mechanism)
+
+
+def _overlapping(
+    start: Int[Array, "batch length"],
+    summary: Int[Array, "batch summaries"],
+    blocks: Int[Array, "batch blocks"],
+    document: Int[Array, "batch blocks"],
+    number: Int[Array, "batch blocks"],
+    mechanism: NSA,
+) -> Layout:
+    """Returns the layout, given the first rank of each block's document and the number of its summary."""
+    of_summary, of_block = mechanism.summary // mechanism.stride, mechanism.block // mechanism.stride
+    shift = np.arange(1 - of_summary, of_block, dtype=np.int32)
+    own = ((blocks - document) // mechanism.stride)[:, :, None] + jnp.asarray(shift)[None, None]
+    within = number[:, :, None] + own
+    there = (own >= 0) & (within < summary.shape[1]) & (blocks < start.shape[1])[:, :, None]
+    within = jnp.where(there, within, 0)
+    found = _at(summary, within.reshape(len(within), -1)).reshape(within.shape)
+    there &= found == document[:, :, None] + own * mechanism.stride
+    both = np.minimum(shift + of_summary, of_block) - np.maximum(shift, 0)
+    share = jnp.where(there, jnp.asarray(both, jnp.float32)[None, None], 0.0)
+    return Layout(start, summary, blocks, within, share)
+
+
+def ranks(
+    tokens: Tokens, batch: int
+) -> tuple[Int[Array, "batch length"], Int[Array, "batch length"], Int[Array, "batch length"]]:
+    """Returns every token's rank, the first rank of its document (-1: padding), and the tokens by rank."""
+    real = jnp.broadcast_to(tokens.real, (batch, tokens.length))
+    rank = jnp.maximum(jnp.cumsum(real, axis=1, dtype=jnp.int32) - 1, 0)
+    start = jax.lax.cummax(jnp.where(document_starts(tokens), rank, 0), axis=1)
+    return rank, jnp.where(real, start, -1), jnp.argsort(~real, axis=1, stable=True)
+
+
+def completed(
+    recent: RecentKeyValues,
+    k: Float[Array, "batch length kv_heads head_dim"],
+    v: Float[Array, "batch length kv_heads head_dim"],
+    positions: Int[Array, "batch length"],
+    slots: Slots,
+    mechanism: NSA,
+) -> tuple[
+    RecentKeyValues,
+    Float[Array, "batch seen kv_heads head_dim"],
+    Float[Array, "batch seen kv_heads head_dim"],
+    Int[Array, "batch new"],
+    Int[Array, "batch new"],
+]:
+    """Returns what to keep for later summaries, and of those that new tokens complete the tokens' keys and
+    values, the index there of the first of each (their number: none), and the number of the summary."""
+    size, stride = mechanism.summary, mechanism.stride
+    recent, seen, tokens = recent.extend(k, v, positions, slots)
+    # From the first token that a summary which ends with a new one can have.
+    base = positions.min(axis=1, keepdims=True) - (size - 1)
+    length = size - 1 + k.shape[1]
+    index = jnp.where(tokens.positions == ABSENT, -1, tokens.positions - base)
+    index = jnp.where((index >= 0) & (index < length), index, length)
+    row = jnp.arange(len(k))[:, None]
+
+    def placed(x: Array) -> Array:
+        empty = jnp.zeros((len(k), length, *x.shape[2:]), x.dtype)
+        return empty.at[row, index].set(x, mode="drop")
+
+    number = jnp.maximum(-(-base // stride), 0) + jnp.arange(k.shape[1] // stride + 1, dtype=jnp.int32)[None]
+    count = slots.tokens.real.sum(axis=1, keepdims=True, dtype=jnp.int32)
+    whole = (number * stride + size <= count) & (positions.min(axis=1, keepdims=True) != ABSENT)
+    first = jnp.where(whole, number * stride - base, length)
+    return recent, placed(seen.keys), placed(seen.values), first, jnp.where(whole, number, ABSENT)
+
+
+def summaries(
+    x: Float[Array, "batch length kv_heads head_dim"],
+    first: Int[Array, "batch summaries"],
+    places: Float[Array, "summary head_dim"],
+    hidden: Float[Array, "summary head_dim head_dim"],
+    output: Float[Array, "head_dim head_dim"],
+) -> Float[Array, "batch summaries kv_heads head_dim"]:
+    """Returns gelu((tokens + places) hidden) output for the tokens from each ``first`` on, dtype of x.
+
+    Where ``first`` is the length of x there is no summary, and what is returned means nothing.
+    """
+    size = len(places)
+    padded = jnp.pad(x, ((0, 0), (0, size), (0, 0), (0, 0)))
+    tokens = jax.vmap(lambda row, at: jax.vmap(lambda n: jax.lax.dynamic_slice_in_dim(row, n, size))(at))(
+        padded, first
+    )
+    tokens = tokens + places.astype(x.dtype)[None, None, :, None]
+    middle = jax.nn.gelu(jnp.einsum("bnshd,sde->bnhe", tokens, hidden.astype(x.dtype)))
+    return jnp.einsum("bnhe,ed->bnhd", middle, output.astype(x.dtype))
+
+
+def summarised_and_chosen(
+    q: tuple[Float[Array, "batch q_len heads head_dim"], Float[Array, "batch q_len heads head_dim"]],
+    compressed: tuple[
+        Float[Array, "batch summaries kv_heads head_dim"], Float[Array, "batch summaries kv_heads head_dim"]
+    ],
+    kv: tuple[Float[Array, "batch length kv_heads head_dim"], Float[Array, "batch length kv_heads head_dim"]],
+    rank: Int[Array, "batch q_len"],
+    start: Int[Array, "batch q_len"],
+    layout: Layout,
+    mechanism: NSA,
+    scales: tuple[float, float],
+) -> tuple[Float[Array, "batch q_len heads head_dim"], Float[Array, "batch q_len heads head_dim"]]:
+    """Returns what queries read of the summaries, and of the blocks that they choose by them, dtype of v.
+
+    Args:
+      q: the queries of summaries, and those of tokens.
+      compressed: keys and values of the summaries.
+      kv: keys and values of the tokens, by rank.
+      rank: rank of each query.
+      start: first rank of its document; -1 at padding, which reads 0.
+      layout: that of the keys.
+      mechanism: sizes.
+      scales: factors on the scores of summaries and of tokens.
+    """
+    batch, length, _, dim = q[0].shape
+    kv_heads, block = kv[0].shape[2], mechanism.block
+    short = max(block - kv[0].shape[1], 0)
+    k, v = (jnp.pad(x, ((0, 0), (0, short), (0, 0), (0, 0))) for x in kv)
+
+    @jax.checkpoint
+    def tile(queries: tuple[Array, ...]) -> tuple[Array, Array]:
+        by_summary, by_token, rank, start = queries
+        grouped = (*rank.shape, kv_heads, -1, dim)
+        out, importance = _of_summaries(
+            by_summary.reshape(grouped), *compressed, rank, start, layout, mechanism, scales[0]
+        )
+        first = _chosen(importance, rank, start, layout, mechanism)
+        found = _of_blocks(by_token.reshape(grouped), k, v, first, rank, block, scales[1])
+        return out.reshape(by_token.shape), found.reshape(by_token.shape)
+
+    size = max(1, min(length, TILE // (batch * kv_heads * mechanism.top * block * dim)))
+    queries = (*q, rank, start)
+    if size == length:
+        return tile(queries)
+    extra = -length % size
+
+    def tiles(x: Array, fill: int) -> Array:
+        x = jnp.pad(x, ((0, 0), (0, extra), *((0, 0),) * (x.ndim - 2)), constant_values=fill)
+        return x.reshape(batch, -1, size, *x.shape[2:]).swapaxes(0, 1)
+
+    outs = jax.lax.map(tile, tuple(tiles(x, fill) for x, fill in zip(queries, (0, 0, 0, -1), strict=True)))
+    first, second = (out.swapaxes(0, 1).reshape(batch, -1, *q[0].shape[2:])[:, :length] for out in outs)
+    return first, second
+
+
+def _of_summaries(
+    q: Float[Array, "batch tile kv_heads group head_dim"],
+    k: Float[Array, "batch summaries kv_heads head_dim"],
+    v: Float[Array, "batch summaries kv_heads head_dim"],
+    rank: Int[Array, "batch tile"],
+    start: Int[Array, "batch tile"],
+    layout: Layout,
+    mechanism: NSA,
+    scale: float,
+) -> tuple[Float[Array, "batch tile kv_heads group head_dim"], Float[Array, "batch kv_heads tile summaries"]]:
+    """Returns what queries read of whole summaries before them, and their groups' summed probabilities."""
+    last = (layout.summary + mechanism.summary - 1)[:, None, :]
+    seen = (last <= rank[:, :, None]) & (_at(layout.start, layout.summary)[:, None] == start[:, :, None])
+    scores = jnp.einsum("btkgd,bwkd->bkgtw", q, k, preferred_element_type=jnp.float32) * scale
+    weights = _softmax(jnp.where(seen[:, None, None], scores, MASKED))
+    out = jnp.einsum("bkgtw,bwkd->btkgd", weights.astype(v.dtype), v)
+    return out, jax.lax.stop_gradient(weights).sum(2)
+
+
+def _chosen(
+    importance: Float[Array, "batch kv_heads tile summaries"],
+    rank: Int[Array, "batch tile"],
+    start: Int[Array, "batch tile"],
+    layout: Layout,
+    mechanism: NSA,
+) -> Int[Array, "batch kv_heads tile top"]:
+    """Returns the first rank of the blocks that each query's group reads; -1: none."""
+    block = mechanism.block
+    own = (rank - start) // block
+    # A document's first block, the own and the one before it, each once.
+    always = jnp.stack([own, own - 1, jnp.zeros_like(own)], axis=-1)
+    there = jnp.stack([own >= 0, own >= 1, own >= 2], axis=-1) & (start >= 0)[:, :, None]
+    always = jnp.where(there, start[:, :, None] + always * block, -1)
+    first = jnp.broadcast_to(always[:, None], (len(rank), importance.shape[1], *always.shape[1:]))
+    count = min(mechanism.top - 3, layout.block.shape[1])
+    if count == 0:
+        return first
+    scores = jax.vmap(lambda x, within: x[:, :, within])(importance, layout.within)
+    scores = (scores * layout.share[:, None, None]).sum(-1)
+    begins = _at(layout.start, layout.block)
+    number = (layout.block - begins) // block
+    candidate = (begins[:, None] == start[:, :, None]) & (number >= 1)[:, None]
+    candidate &= number[:, None] <= own[:, :, None] - 2
+    scores, best = jax.lax.top_k(jnp.where(candidate[:, None], scores, -1.0), count)
+    best = jax.vmap(lambda at, index: at[index])(layout.block, best)
+    return jnp.concatenate([first, jnp.where(scores >= 0.0, best, -1)], axis=-1)
+
+
+def _of_blocks(
+    q: Float[Array, "batch tile kv_heads group head_dim"],
+    k: Float[Array, "batch length kv_heads head_dim"],
+    v: Float[Array, "batch length kv_heads head_dim"],
+    first: Int[Array, "batch kv_heads tile top"],
+    rank: Int[Array, "batch tile"],
+    block: int,
+    scale: float,
+) -> Float[Array, "batch tile kv_heads group head_dim"]:
+    """Returns what queries read of tokens up to their own in the blocks from ``first`` on; -1: no block."""
+
+    def gathered(x: Float[Array, "length head_dim"], at: Int[Array, "tile top"]) -> Array:
+        slices = jax.vmap(jax.vmap(lambda n: jax.lax.dynamic_slice_in_dim(x, n, block)))(at)
+        return slices.reshape(at.shape[0], -1, x.shape[-1])
+
+    gather = jax.vmap(jax.vmap(gathered, in_axes=(1, 0)))
+    # The last block may be cut short: what is taken then begins before it.
+    at = jnp.clip(first, 0, k.shape[1] - block)
+    places = at[..., None] + jnp.arange(block, dtype=jnp.int32)[None, None, None, None]
+    seen = (places >= first[..., None]) & (places <= rank[:, None, :, None, None]) & (first >= 0)[..., None]
+    scores = jnp.einsum("btkgd,bktnd->bktgn", q, gather(k, at), preferred_element_type=jnp.float32) * scale
+    seen = seen.reshape(*seen.shape[:3], 1, -1)
+    weights = _softmax(jnp.where(seen, scores, MASKED))
+    return jnp.einsum("bktgn,bktnd->btkgd", weights.astype(v.dtype), gather(v, at))
+
+
+def _softmax(scores: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Returns the softmax over the last axis, 0 where all are masked."""
+    top = jax.lax.stop_gradient(jnp.maximum(scores.max(-1, keepdims=True), FLOOR))
+    weights = jnp.exp(scores - top)
+    total = weights.sum(-1, keepdims=True)
+    return weights / jnp.where(total == 0.0, 1.0, total)
+
+
+def _at(x: Int[Array, "batch length"], index: Int[Array, "batch count"]) -> Int[Array, "batch count"]:
+    """Returns x at the indices, the last where an index lies beyond."""
+    return jnp.take_along_axis(x, jnp.minimum(index, x.shape[1] - 1), axis=1)
