@@ -23,6 +23,10 @@ from research.errors import UserError, nearest
 Batch = dict[str, np.ndarray]
 
 
+LABELS = "labels.json"
+"""File of a run with the names of its classes, in order."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class LabelledRows:
     """Examples as rows of tokens, [CLS] a [SEP] or [CLS] a [SEP] b [SEP], and padding.
@@ -131,7 +135,7 @@ class PreparedLabels:
         """Returns what a run must keep to read its text again: contents by file name."""
         return {
             MaskingTokenizer.FILE: self.tokenizer.to_json(),
-            "labels.json": json.dumps(self.names, ensure_ascii=False) + "\n",
+            LABELS: json.dumps(self.names, ensure_ascii=False) + "\n",
         }
 
     def train_batches(self, *, seed: int, process_index: int, process_count: int) -> Any:
