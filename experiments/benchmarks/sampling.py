@@ -7,7 +7,8 @@ continue the same prompts of 32 tokens, by turns in one process, after a call ea
 read within the time. `generate` has its key/value cache; both compute in float32. Medians over the rounds, of
 ratios too. A step reads every weight once, however few the rows: "bound" is the rate at which the weights in
 products could be read, by the fastest product of a row and a matrix of 256 MiB seen between the rounds. The
-share of peak is of the machine's own matrix product. Run it on a machine with nothing else to do.
+share of peak is of the machine's own matrix product. "8-bit" has the blocks' matrices as 8-bit integers. Run it
+on a machine with nothing else to do.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import numpy as np
 import research
 from research.inference.sampling import Decoding, sample
 from research.scale.costs import matmul_rate
+from research.training.eight_bit import quantized
 
 PROMPT = 32
 
@@ -55,8 +57,13 @@ def measure(place: Path, batch: int, tokens: int, rounds: int) -> dict[str, Any]
     peer = transformers.GPT2LMHeadModel.from_pretrained(place / "checkpoint", dtype=torch.float32).eval()
     prompts = np.random.default_rng(0).integers(1, model.vocabulary, (batch, PROMPT))
 
-    def ours() -> list[list[int]]:
-        return sample(model, run.params, prompts.tolist(), tokens=tokens, how=Decoding(temperature=0.0))
+    codes = jax.block_until_ready(jax.jit(quantized)(run.params))
+
+    def ours(params: Any = run.params) -> list[list[int]]:
+        return sample(model, params, prompts.tolist(), tokens=tokens, how=Decoding(temperature=0.0))
+
+    def eight_bit() -> list[list[int]]:
+        return ours(codes)
 
     def theirs() -> list[list[int]]:
         with torch.no_grad():
@@ -66,18 +73,22 @@ def measure(place: Path, batch: int, tokens: int, rounds: int) -> dict[str, Any]
             )[:, PROMPT:].tolist()  # fmt: skip
 
     same = ours() == theirs()
-    seconds: dict[str, list[float]] = {"headway": [], "transformers": []}
+    eight_bit()
+    draws = {"headway": ours, "transformers": theirs, "eight_bit": eight_bit}
+    seconds: dict[str, list[float]] = {name: [] for name in draws}
     reading, peaks = [], []
     for index in range(rounds):
-        sides = [("headway", ours), ("transformers", theirs)]
-        for name, draw in sides if index % 2 else sides[::-1]:
+        for name in list(draws) if index % 2 else list(draws)[::-1]:
             begin = time.perf_counter()
-            draw()
+            draws[name]()
             seconds[name].append(time.perf_counter() - begin)
         reading.append(reading_rate())
         peaks.append(matmul_rate(repeats=2))
     rates = {name: batch * tokens / statistics.median(times) for name, times in seconds.items()}
-    ratios = [b / a for a, b in zip(*seconds.values(), strict=True)]
+    ratios, of_codes = (
+        [b / a for a, b in zip(seconds[name], seconds["transformers"], strict=True)]
+        for name in ("headway", "eight_bit")
+    )
     weights = 4 * model.matmul_parameters()
     return {
         "batch": batch,
@@ -85,6 +96,7 @@ def measure(place: Path, batch: int, tokens: int, rounds: int) -> dict[str, Any]
         **rates,
         "ratio": statistics.median(ratios),
         "ratios": ratios,
+        "eight_bit_ratio": statistics.median(of_codes),
         "same_tokens": same,
         "bytes_per_second": max(reading),
         "bound": batch * max(reading) / weights,
@@ -109,12 +121,13 @@ def main() -> None:
         if not (place / "run").exists():
             interchange.prepare(options.model, place)
         rows = [measure(place, batch, options.tokens, options.rounds) for batch in options.batch]
-    print("| batch | Headway, tokens/s | generate | ratio | bound by memory | share of peak | same tokens |")
-    print("|---:|---:|---:|---:|---:|---:|---|")
+    print("| batch | Headway, tokens/s | generate | ratio | bound | share of peak | same tokens | 8-bit | |")
+    print("|---:|---:|---:|---:|---:|---:|---|---:|---:|")
     for row in rows:
         print(
             f"| {row['batch']} | {row['headway']:.1f} | {row['transformers']:.1f} | {row['ratio']:.2f} "
-            f"| {row['bound']:.1f} | {row['share_of_peak']:.0%} | {row['same_tokens']} |"
+            f"| {row['bound']:.1f} | {row['share_of_peak']:.0%} | {row['same_tokens']} "
+            f"| {row['eight_bit']:.1f} | {row['eight_bit_ratio']:.2f} |"
         )
     if options.json:
         options.json.write_text(json.dumps({"model": options.model, "rows": rows}, indent=1))
