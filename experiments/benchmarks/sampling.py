@@ -7,8 +7,8 @@ continue the same prompts of 32 tokens, by turns in one process, after a call ea
 read within the time. `generate` has its key/value cache; both compute in float32. Medians over the rounds, of
 ratios too. A step reads every weight once, however few the rows: "bound" is the rate at which the weights in
 products could be read, by the fastest product of a row and a matrix of 256 MiB seen between the rounds. The
-share of peak is of the machine's own matrix product. "8-bit" has the blocks' matrices as 8-bit integers. Run it
-on a machine with nothing else to do.
+share of peak is of the machine's own matrix product. "8-bit" has the blocks' matrices as 8-bit integers. Run
+it on a machine with nothing else to do.
 """
 
 from __future__ import annotations

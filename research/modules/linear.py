@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -39,7 +40,7 @@ class Linear(nn.Module):
     def setup(self) -> None:
         """Names the parameters."""
         shape = (*self.inputs, *self.outputs)
-        stored = self.get_variable("params", "kernel")
+        stored: Any = self.get_variable("params", "kernel")
         self.kernel = (
             stored
             if isinstance(stored, EightBit)
