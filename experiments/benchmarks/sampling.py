@@ -120,15 +120,20 @@ def main() -> None:
         place = options.place or Path(name)
         if not (place / "run").exists():
             interchange.prepare(options.model, place)
-        rows = [measure(place, batch, options.tokens, options.rounds) for batch in options.batch]
-    print("| batch | Headway, tokens/s | generate | ratio | bound | share of peak | same tokens | 8-bit | |")
-    print("|---:|---:|---:|---:|---:|---:|---|---:|---:|")
-    for row in rows:
         print(
-            f"| {row['batch']} | {row['headway']:.1f} | {row['transformers']:.1f} | {row['ratio']:.2f} "
-            f"| {row['bound']:.1f} | {row['share_of_peak']:.0%} | {row['same_tokens']} "
-            f"| {row['eight_bit']:.1f} | {row['eight_bit_ratio']:.2f} |"
+            "| batch | Headway, tokens/s | generate | ratio | bound | share of peak | same tokens | 8-bit | |"
         )
+        print("|---:|---:|---:|---:|---:|---:|---|---:|---:|")
+        rows = []
+        for batch in options.batch:
+            row = measure(place, batch, options.tokens, options.rounds)
+            rows.append(row)
+            print(
+                f"| {row['batch']} | {row['headway']:.1f} | {row['transformers']:.1f} | {row['ratio']:.2f} "
+                f"| {row['bound']:.1f} | {row['share_of_peak']:.0%} | {row['same_tokens']} "
+                f"| {row['eight_bit']:.1f} | {row['eight_bit_ratio']:.2f} |",
+                flush=True,
+            )
     if options.json:
         options.json.write_text(json.dumps({"model": options.model, "rows": rows}, indent=1))
 
