@@ -6,7 +6,7 @@ Needs the extra "peers". A small model of each family with seeded random weights
 written by `transformers` and imported. Both read the same 2 rows of 600 tokens, which flash cuts into several
 tiles. Errors are the largest |difference| to the float32 logits of `transformers` over all positions,
 computed by its plain ("eager") attention; in brackets the share of positions with the same likeliest token.
-The last column is the error of `transformers` in bfloat16 itself, which is what ours in bfloat16 compares with.
+The last column is the error of `transformers` in bfloat16 itself, which ours in bfloat16 compares with.
 """
 
 from __future__ import annotations
