@@ -1,12 +1,11 @@
-"""Weights in and out beside `transformers`' own: time, peak memory, and tokens per second of sampling.
+"""Weights in and out beside `transformers`' own: time and peak memory.
 
     python experiments/benchmarks/interchange.py --model gpt2-1558m --json interchange.json
 
 Needs the extra "peers". A checkpoint of random weights in the shape of the model is written once by
 `transformers`. Import, our load of the imported run, export, and `from_pretrained` (of the checkpoint, with
 every weight read) then run in processes of their own, by turns, and each tells its wall-clock seconds after
-its imports, and its peak resident memory above what it had then. Sampling is greedy, from prompts of 32
-tokens, after a call that compiles; `generate` has its key/value cache. Medians over the rounds. Run it on a
+its imports, and its peak resident memory above what it had then. Medians over the rounds. Run it on a
 machine with nothing else to do.
 """
 
@@ -22,14 +21,12 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 MODELS = {
     "tiny": {"n_layer": 2, "n_embd": 128, "n_head": 4, "vocab_size": 1024, "n_positions": 256},
     "gpt2-124m": {"n_layer": 12, "n_embd": 768, "n_head": 12},
     "gpt2-1558m": {"n_layer": 48, "n_embd": 1600, "n_head": 25},
 }
-PROMPT = 32
 
 
 def write(model: str, directory: Path) -> None:
@@ -41,6 +38,14 @@ def write(model: str, directory: Path) -> None:
     config = transformers.GPT2Config(**MODELS[model], bos_token_id=0, eos_token_id=0)
     transformers.GPT2LMHeadModel(config).save_pretrained(directory)
     Tokenizer.train_bpe(["Some text."], 260).save(directory / "tokenizer.json")
+
+
+def prepare(model: str, place: Path) -> None:
+    """Writes the checkpoint, and imports it as a run."""
+    from research.interchange.runs import import_run
+
+    write(model, place / "checkpoint")
+    import_run(place / "checkpoint", place / "run", print)
 
 
 def resident(which: str) -> int:
@@ -113,53 +118,10 @@ def in_a_process(name: str, place: Path) -> dict[str, float]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def sampling(place: Path, batch: int, tokens: int, rounds: int) -> dict[str, float]:
-    """Returns tokens per second of both, by turns."""
-    import jax
-    import jax.numpy as jnp
-    import numpy as np
-    import torch
-    import transformers
-
-    import research
-    from research.inference.sampling import Decoding, sampler
-
-    run = research.load(place / "run")
-    peer = transformers.GPT2LMHeadModel.from_pretrained(place / "checkpoint", dtype=torch.float32).eval()
-    prompts = np.random.default_rng(0).integers(1, run.model.vocabulary, (batch, PROMPT))
-    generate = sampler(
-        run.model.build().apply, run.model.empty_cache,
-        tokens=tokens, how=Decoding(temperature=0.0), stop=(),
-    )  # fmt: skip
-    placed, lengths = jnp.asarray(prompts, jnp.int32), jnp.full(batch, PROMPT, jnp.int32)
-
-    def ours() -> Any:
-        return np.asarray(generate(run.params, placed, lengths, jax.random.key(0))).tolist()
-
-    def other() -> Any:
-        with torch.no_grad():
-            return peer.generate(
-                torch.from_numpy(prompts), attention_mask=torch.ones(batch, PROMPT, dtype=torch.long),
-                max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, pad_token_id=0,
-            )[:, PROMPT:].tolist()  # fmt: skip
-
-    same = ours() == other()
-    seconds: dict[str, list[float]] = {"ours": [], "transformers": []}
-    for _ in range(rounds):
-        for name, draw in (("ours", ours), ("transformers", other)):
-            begin = time.perf_counter()
-            draw()
-            seconds[name].append(time.perf_counter() - begin)
-    rates = {name: batch * tokens / statistics.median(times) for name, times in seconds.items()}
-    ratios = [b / a for a, b in zip(*seconds.values(), strict=True)]
-    return {"batch": batch, **rates, "ratio": statistics.median(ratios), "same_tokens": same}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=MODELS, default="tiny")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--json", help="file to write the results to")
     parser.add_argument("--child", choices=WORK, help=argparse.SUPPRESS)
     parser.add_argument("--place", type=Path, help=argparse.SUPPRESS)
@@ -169,27 +131,17 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
-        write(options.model, place / "checkpoint")
-        from research.interchange.runs import import_run
-
-        import_run(place / "checkpoint", place / "run", print)
+        prepare(options.model, place)
         size = (place / "checkpoint" / "model.safetensors").stat().st_size
         found = {name: [] for name in WORK}
         for _ in range(options.rounds):
             for name in WORK:
                 found[name].append(in_a_process(name, place))
-        result = {"model": options.model, "checkpoint_bytes": size, "costs": {}, "sampling": []}
+        result = {"model": options.model, "checkpoint_bytes": size, "costs": {}}
         for name, costs in found.items():
             result["costs"][name] = {key: statistics.median(c[key] for c in costs) for key in costs[0]}
             cost = result["costs"][name]
             print(f"{name:18} {cost['seconds']:7.2f} s  {cost['bytes'] / size:5.2f} x the checkpoint's bytes")
-        for batch in (1, 8):
-            row = sampling(place, batch, options.tokens, options.rounds)
-            result["sampling"].append(row)
-            print(
-                f"sampling, batch {batch}: {row['ours']:.0f} tokens/s, generate {row['transformers']:.0f}, "
-                f"ratio {row['ratio']:.2f}, the same tokens: {row['same_tokens']}"
-            )
     if options.json:
         Path(options.json).write_text(json.dumps(result, indent=1))
 

@@ -32,7 +32,8 @@ class Export:
 
     dtype: str | None = None
     """Of the tensors: float32, bfloat16 or float16; default: that of the import the run came from, or
-    float32."""
+    float32. int8 makes a run of Headway's instead, to sample from: the blocks' matrices as 8-bit integers,
+    with a scale for each output."""
     checkpoint: str = "best"
     """Checkpoint to write: best (lowest validation loss), newest, or a step."""
     json: bool = False
@@ -91,12 +92,17 @@ def import_(source: str, options: Import, overrides: Mapping[str, str]) -> None:
 def export(run: str, directory: str, options: Export, overrides: Mapping[str, str]) -> None:
     """Writes a run for other tools."""
     del overrides
-    if options.dtype not in (None, "float32", "bfloat16", "float16"):
-        raise UserError(f"--dtype {options.dtype}: float32, bfloat16 or float16")
+    if options.dtype not in (None, "float32", "bfloat16", "float16", "int8"):
+        raise UserError(f"--dtype {options.dtype}: float32, bfloat16, float16 or int8")
 
+    from research.interchange.eight_bit import quantize_run
     from research.interchange.export import export_run
     from research.training.trained import load
 
+    if options.dtype == "int8":
+        made = quantize_run(load(run, options.checkpoint), Path(directory))
+        print(json.dumps(made) if options.json else f"{run} with 8-bit weights is in {directory}")
+        return
     found = export_run(load(run, options.checkpoint), Path(directory), options.dtype, message)
     if options.json:
         print(json.dumps(found))

@@ -164,7 +164,7 @@ def sample(target: str, options: Sample, overrides: Mapping[str, str]) -> None:
     if not 0 <= options.seed < 2**32:
         raise UserError(f"--seed {options.seed}: between 0 and {2**32 - 1}")
     how = Decoding(options.temperature, options.top_k, options.top_p, options.min_p)
-    trained = load(target, options.checkpoint)
+    trained = load(target, options.checkpoint, codes=True)
     model, learned = trained.experiment.model, trained.experiment.objective
     if not isinstance(learned, CausalLM) or not isinstance(model, GPT):
         raise UserError(

@@ -17,6 +17,9 @@ from research.data.packing import endless, share_of_process
 from research.data.wordpiece import MaskingTokenizer
 from research.errors import UserError, nearest
 
+LABELS = "labels.json"
+"""File of a run with the names of its classes, in order."""
+
 
 @dataclasses.dataclass(frozen=True)
 class PreparedLabels:
@@ -40,7 +43,7 @@ class PreparedLabels:
         """Returns what a run must keep to read its text again: contents by file name."""
         return {
             MaskingTokenizer.FILE: self.tokenizer.to_json(),
-            "labels.json": json.dumps(self.names, ensure_ascii=False) + "\n",
+            LABELS: json.dumps(self.names, ensure_ascii=False) + "\n",
         }
 
     def train_batches(self, *, seed: int, process_index: int, process_count: int) -> Any:

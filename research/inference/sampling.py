@@ -14,6 +14,8 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from research.attention.masks import ABSENT, Tokens
 from research.errors import UserError
+from research.models.gpt import GPT
+from research.modules.block import cache_apart, parameters_apart
 
 Cache = Any
 """Decoding state of a model, a pytree."""
@@ -97,17 +99,14 @@ def sampler(
     def ended(token: Int[Array, " batch"]) -> Bool[Array, " batch"]:
         return functools.reduce(jnp.logical_or, [token == end for end in stop], jnp.zeros(token.shape, bool))
 
-    def generate(
-        params: Any, prompts: Int[Array, "batch prompt"], lengths: Int[Array, " batch"], key: Key[Array, ""]
+    def go_on(
+        params: Any,
+        cache: Cache,
+        first: Int[Array, " batch"],
+        lengths: Int[Array, " batch"],
+        key: Key[Array, ""],
     ) -> Int[Array, "batch tokens"]:
-        batch, width = prompts.shape
-        index = jnp.arange(width, dtype=jnp.int32)[None]
-        # Padding is put where no query sees it; rows then differ in their positions, not in their slots.
-        place = Tokens(jnp.where(index < lengths[:, None], index, ABSENT))
-        logits, cache = apply({"params": params}, prompts, place, cache=empty_cache(batch, width + tokens))
-        last = jnp.take_along_axis(logits, (lengths - 1)[:, None, None], axis=1)[:, 0]
-        first = choose(last, how, jax.random.fold_in(key, 0))
-        out = jnp.full((batch, tokens), stop[0] if stop else 0, jnp.int32).at[:, 0].set(first)
+        """Returns the tokens from the first on, one step for each."""
 
         def unfinished(carry: tuple[Any, ...]) -> Bool[Array, ""]:
             count, _, done, *_ = carry
@@ -122,19 +121,39 @@ def sampler(
             out = jax.lax.dynamic_update_slice(out, token[:, None], (0, count))
             return count + 1, token, done | ended(token), cache, out
 
+        out = jnp.full((len(first), tokens), stop[0] if stop else 0, jnp.int32).at[:, 0].set(first)
         carry = (jnp.ones((), jnp.int32), first, ended(first), cache, out)
         return jax.lax.while_loop(unfinished, extend, carry)[-1]
+
+    def apart(params: Any, cache: Cache, *rest: Array) -> Int[Array, "batch tokens"]:
+        return go_on(parameters_apart(params), cache_apart(cache), *rest)
+
+    def generate(
+        params: Any, prompts: Int[Array, "batch prompt"], lengths: Int[Array, " batch"], key: Key[Array, ""]
+    ) -> Int[Array, "batch tokens"]:
+        batch, width = prompts.shape
+        index = jnp.arange(width, dtype=jnp.int32)[None]
+        # Padding is put where no query sees it; rows then differ in their positions, not in their slots.
+        place = Tokens(jnp.where(index < lengths[:, None], index, ABSENT))
+        logits, cache = apply({"params": params}, prompts, place, cache=empty_cache(batch, width + tokens))
+        last = jnp.take_along_axis(logits, (lengths - 1)[:, None, None], axis=1)[:, 0]
+        first = choose(last, how, jax.random.fold_in(key, 0))
+        return jax.lax.platform_dependent(params, cache, first, lengths, key, cpu=apart, default=go_on)
 
     return jax.jit(generate)
 
 
+@functools.lru_cache(maxsize=32)
+def _sampler_of(model: GPT, tokens: int, how: Decoding, stop: tuple[int, ...]) -> Generate:
+    """Returns the sampler of a description, the same one for equal arguments: it compiles once per shapes."""
+    return sampler(model.build().apply, model.empty_cache, tokens=tokens, how=how, stop=stop)
+
+
 def sample(
-    apply: Apply,
+    model: GPT,
     params: Any,
-    empty_cache: Callable[[int, int], Cache],
     prompts: Sequence[Sequence[int]],
     *,
-    context: int,
     tokens: int,
     how: Decoding | None = None,
     stop: tuple[int, ...] = (),
@@ -143,11 +162,9 @@ def sample(
     """Returns the continuation of each prompt, without the stop token that ended it.
 
     Args:
-      apply: the model's apply function, taking a cache.
+      model: the description.
       params: its parameters.
-      empty_cache: (batch, slots) -> cache.
-      prompts: token ids, at least one in each prompt.
-      context: positions the model has; longer prompts lose their beginning.
+      prompts: token ids, at least one in each prompt; longer ones than the context lose their beginning.
       tokens: most tokens to generate for each prompt.
       how: how the next token is chosen; default: plain sampling.
       stop: tokens that end a continuation.
@@ -156,6 +173,7 @@ def sample(
     Raises:
       UserError: a prompt is empty, or ``tokens`` leaves no room for a prompt.
     """
+    context = model.context
     if not all(prompts):
         raise UserError("a prompt must have at least one token")
     if not 1 <= tokens < context:
@@ -169,7 +187,7 @@ def sample(
     padded = np.zeros((len(kept), width), np.int32)
     for row, prompt in zip(padded, kept, strict=True):
         row[: len(prompt)] = prompt
-    generate = sampler(apply, empty_cache, tokens=tokens, how=how or Decoding(), stop=stop)
+    generate = _sampler_of(model, tokens, how or Decoding(), tuple(stop))
     rows = np.asarray(generate(params, jnp.asarray(padded), jnp.asarray(lengths), jax.random.key(seed)))
     ends = [next((i for i, token in enumerate(row) if token in stop), len(row)) for row in rows]
     return [row[:end].tolist() for row, end in zip(rows, ends, strict=True)]

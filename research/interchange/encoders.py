@@ -62,7 +62,7 @@ def _roberta_config(bert: BERT) -> dict[str, Any]:
     return {**_bert_config(bert), "pad_token_id": offset - 1}
 
 
-def _body(bert: BERT, prefix: str) -> Iterator[Any]:
+def body(bert: BERT, prefix: str) -> Iterator[Any]:
     """Yields the rows of BERT's body."""
     name = f"{prefix}encoder.layer.{{layer}}."
     block = (
@@ -92,7 +92,7 @@ def _bert_layout(bert: BERT) -> Layout:
         *linear("pair_head", _PAIR_HEAD.removesuffix(".weight")),
     )
     return (
-        *_body(bert, "bert."),
+        *body(bert, "bert."),
         *linear("token_head/transform", f"{head}transform.dense"),
         *norm("token_head/norm", f"{head}transform.LayerNorm"),
         Row("token_head/bias", f"{head}bias", None),
@@ -102,7 +102,7 @@ def _bert_layout(bert: BERT) -> Layout:
 
 def _roberta_layout(bert: BERT) -> Layout:
     return (
-        *_body(bert, "roberta."),
+        *body(bert, "roberta."),
         *linear("token_head/transform", "lm_head.dense"),
         *norm("token_head/norm", "lm_head.layer_norm"),
         Row("token_head/bias", "lm_head.bias", None),

@@ -13,15 +13,18 @@ import tokenizers
 from tokenizers import processors
 
 from research.attention.positions import Learned
+from research.data.labelled_text import LABELS
 from research.data.tokenizer import Tokenizer
 from research.data.wordpiece import MaskingTokenizer
 from research.errors import UserError
 from research.interchange import families
+from research.interchange.classifiers import encoder_of
 from research.interchange.family import Family
 from research.interchange.layouts import Slot, slots
 from research.interchange.runs import ORIGIN
 from research.interchange.tensors import write
 from research.models.bert import BERT
+from research.models.classifier import Classifier
 from research.models.transformer import Transformer
 from research.training.description import to_json
 from research.training.paths import path_name
@@ -44,7 +47,7 @@ def export_run(
     """
     model, tokenizer = trained.experiment.model, trained.tokenizer
     family, config = families.of_model(model)
-    ids = _special_ids(model, tokenizer)
+    ids = _special_ids(encoder_of(model), tokenizer)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is there already; choose a directory that is empty or new")
     origin = trained.directory.path / ORIGIN
@@ -59,12 +62,12 @@ def export_run(
     tensors = _tensors(trained.params, slots(family.layout(model)), np.dtype(dtype))
     files = write(out, tensors, {"format": "pt"})
     texts = {
-        "config.json": _dump({**config, **ids, "torch_dtype": dtype}),
-        Tokenizer.FILE: _framing(model, tokenizer),
-        "tokenizer_config.json": _dump(_tokenizer_config(model, tokenizer)),
+        "config.json": _dump({**config, **ids, **_labels(trained), "torch_dtype": dtype}),
+        Tokenizer.FILE: _framing(encoder_of(model), tokenizer),
+        "tokenizer_config.json": _dump(_tokenizer_config(encoder_of(model), tokenizer)),
         "README.md": _card(trained, family),
     }
-    if not isinstance(model, BERT):
+    if not isinstance(encoder_of(model), BERT):
         texts["generation_config.json"] = _dump(ids)
     for name, text in texts.items():
         (out / name).write_text(text, encoding="utf-8")
@@ -75,6 +78,18 @@ def export_run(
         "dtype": dtype,
         "files": [*written, *texts],
     }
+
+
+def _labels(trained: Trained) -> dict[str, Any]:
+    """Returns the names of a classifier's labels as a configuration has them; nothing of any other model."""
+    file = trained.directory.path / LABELS
+    if not isinstance(trained.model, Classifier) or not file.exists():
+        return {}
+    names = json.loads(file.read_text("utf-8"))
+    if not names:
+        return {"problem_type": "regression"}
+    numbers = {name: number for number, name in enumerate(names)}
+    return {"id2label": {str(number): name for name, number in numbers.items()}, "label2id": numbers}
 
 
 def _special_ids(model: Any, tokenizer: Tokenizer) -> dict[str, int]:

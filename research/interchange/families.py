@@ -7,17 +7,21 @@ from typing import Any
 
 from research.attention.positions import Learned, Rotary
 from research.errors import UserError
+from research.interchange.classifiers import BERT_CLASSIFIER, ENDINGS, ROBERTA_CLASSIFIER
 from research.interchange.decoders import GPT2, LLAMA, QWEN3
 from research.interchange.encoder_decoders import MARIAN, T5
 from research.interchange.encoders import BERT_, MODERNBERT, ROBERTA
 from research.interchange.family import Config, Family
 from research.interchange.layouts import slots
+from research.models.classifier import Classifier
 
 FAMILIES = {
     family.model_type: family
     for family in (GPT2, LLAMA, QWEN3, BERT_, ROBERTA, MODERNBERT, MARIAN, T5)
 }  # fmt: skip
 """Every family, by ``model_type``."""
+CLASSIFIERS = {family.model_type: family for family in (BERT_CLASSIFIER, ROBERTA_CLASSIFIER)}
+"""Families of encoders with the head of a task, by ``model_type``."""
 
 
 def of_config(config: Config) -> Family:
@@ -25,7 +29,12 @@ def of_config(config: Config) -> Family:
     found = config.get("model_type")
     if found not in FAMILIES:
         raise UserError(f"model_type {found!r} is not supported; supported: {', '.join(FAMILIES)}")
-    return FAMILIES[found]
+    architecture = next(iter(config.get("architectures") or ()), "")
+    if not architecture.endswith(ENDINGS):
+        return FAMILIES[found]
+    if found not in CLASSIFIERS:
+        raise UserError(f"{architecture} is not supported; classifiers of {', '.join(CLASSIFIERS)} are")
+    return CLASSIFIERS[found]
 
 
 def of_model(model: Any) -> tuple[Family, dict[str, Any]]:
@@ -35,7 +44,7 @@ def of_model(model: Any) -> tuple[Family, dict[str, Any]]:
       UserError: none can; the message names the field that stands in the way.
     """
     reasons = []
-    for family in FAMILIES.values():
+    for family in (*FAMILIES.values(), *CLASSIFIERS.values()):
         if not isinstance(model, family.model):
             continue
         config = {
@@ -64,6 +73,11 @@ def tensor_names(family: Family, model: Any) -> set[str]:
 
 def _essence(model: Any) -> dict[str, Any]:
     """Returns what a description's function depends on, defaults resolved."""
+    if isinstance(model, Classifier):
+        fields = {name: getattr(model, name) for name in ("classes", "per_token", "pooling")}
+        encoder = _essence(model.bert)
+        del encoder["pooler"]  # a row's is the encoder's or its own, with one meaning
+        return {**fields, **encoder}
     fields = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
     for name in ("dropout", "depth", "remat", "engine", "dtype"):
         del fields[name]

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from research.data.bitext import Bitext
+from research.data.labelled_text import LABELS, LabelledText
 from research.data.masked_text import MaskedText
 from research.data.text import TextData
 from research.data.tokenizer import Tokenizer
@@ -24,7 +25,9 @@ from research.interchange.family import Config, Family
 from research.interchange.layouts import Slot, slots
 from research.interchange.tensors import Tensors, matching
 from research.models.bert import BERT
+from research.models.classifier import Classifier
 from research.models.transformer import Transformer
+from research.objectives.classification import Classification
 from research.objectives.masked_lm import MaskedLM
 from research.objectives.translation import Translation
 from research.training.checkpoint import Checkpoints
@@ -69,7 +72,7 @@ def import_run(
         unused = _cover(family, tensors, there, wanted)
         dtype = str(tensors[there[min(wanted)]].dtype)
         if dtype == "bfloat16":
-            model = dataclasses.replace(model, dtype="bfloat16")
+            model = _in_bfloat16(model)
         experiment = _experiment(out.name, model, config, tokenizer)
         validate(experiment)
         report(f"reading {len(wanted)} tensors of {source}")
@@ -78,7 +81,12 @@ def import_run(
         params = _read(functions(experiment).abstract_state.params, table, tensors, there)
     origin = {"source": str(source), "model_type": family.model_type, "dtype": dtype}
     report(f"writing {out}")
-    make_run(out, experiment, {Tokenizer.FILE: tokenizer.to_json(), ORIGIN: json.dumps(origin)}, params, 0)
+    files = {Tokenizer.FILE: tokenizer.to_json(), ORIGIN: json.dumps(origin)}
+    if isinstance(model, Classifier) and (names := config.get("id2label")):
+        scored = isinstance(experiment.data, LabelledText) and experiment.data.task == "score"
+        labels = [] if scored else [names[number] for number in sorted(names, key=int)]
+        files[LABELS] = json.dumps(labels, ensure_ascii=False) + "\n"
+    make_run(out, experiment, files, params, 0)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     return {"run": str(out), **origin, "parameters": count, "tensors": len(wanted), "unused": unused}
 
@@ -93,6 +101,14 @@ def _described(family: Family, config: Config, names: Iterable[str]) -> Any:
 def _experiment(name: str, model: Any, config: Config, tokenizer: Tokenizer) -> Experiment:
     """Returns the experiment that could have made the checkpoint, as far as sampling needs it."""
     length = min(model.context, 1024)
+    if isinstance(model, Classifier):
+        score = model.classes == 1 and not model.per_token
+        labelled = LabelledText(
+            task="tags" if model.per_token else "score" if score else "labels",
+            classes=model.classes,
+            length=min(length, 128),
+        )
+        return Experiment(name=name, model=model, data=labelled, objective=Classification())
     if isinstance(model, BERT):
         data = MaskedText(length=length, batch=8)
         return Experiment(name=name, model=model, data=data, objective=MaskedLM())
@@ -105,6 +121,12 @@ def _experiment(name: str, model: Any, config: Config, tokenizer: Tokenizer) -> 
         )
         return Experiment(name=name, model=model, data=text, objective=Translation())
     return Experiment(name=name, model=model, data=TextData(length=length, batch=8))
+
+
+def _in_bfloat16(model: Any) -> Any:
+    if isinstance(model, Classifier):
+        return dataclasses.replace(model, bert=_in_bfloat16(model.bert))
+    return dataclasses.replace(model, dtype="bfloat16")
 
 
 def refuse_run(out: Path) -> None:
@@ -153,7 +175,7 @@ def _tokenizer(source: Path, family: Family, vocabulary: int) -> Tokenizer:
             f"{file} is missing; write it with transformers: "
             "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
         )
-    tokenizer = (MaskingTokenizer if family.model is BERT else Tokenizer).load(file)
+    tokenizer = (MaskingTokenizer if family.model in (BERT, Classifier) else Tokenizer).load(file)
     if tokenizer.vocabulary > vocabulary:
         raise UserError(f"{file} has {tokenizer.vocabulary} tokens, the model only {vocabulary}")
     return tokenizer

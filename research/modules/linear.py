@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from research.modules.eight_bit import EightBit
 from research.modules.placement import as_rows
 
 
@@ -38,7 +40,12 @@ class Linear(nn.Module):
     def setup(self) -> None:
         """Names the parameters."""
         shape = (*self.inputs, *self.outputs)
-        self.kernel = self.param("kernel", nn.initializers.normal(self.stddev), shape, jnp.float32)
+        stored: Any = self.get_variable("params", "kernel")
+        self.kernel = (
+            stored
+            if isinstance(stored, EightBit)
+            else self.param("kernel", nn.initializers.normal(self.stddev), shape, jnp.float32)
+        )
         self.bias = (
             self.param("bias", nn.initializers.zeros, self.outputs, jnp.float32) if self.use_bias else None
         )
@@ -48,9 +55,15 @@ class Linear(nn.Module):
         batch = x.shape[: x.ndim - len(self.inputs)]
         inputs, outputs = math.prod(self.inputs), math.prod(self.outputs)
         bias = None if self.bias is None else self.bias.reshape(-1)
-        y = linear(x.reshape(*batch, inputs), self.kernel.reshape(inputs, outputs), bias)
+        if isinstance(self.kernel, EightBit):
+            y = self.kernel.apply(x.reshape(-1, inputs)).reshape(*batch, outputs)
+            y = y if bias is None else y + jnp.broadcast_to(bias.astype(x.dtype), y.shape)
+        else:
+            y = linear(x.reshape(*batch, inputs), self.kernel.reshape(inputs, outputs), bias)
         return y.reshape(*batch, *self.outputs)
 
     def weights(self) -> tuple[Float[Array, "*kernel_shape"], Float[Array, "*bias_shape"] | None]:
         """Returns kernel and bias."""
+        if isinstance(self.kernel, EightBit):
+            return self.kernel.kernel().reshape(*self.inputs, *self.outputs), self.bias
         return self.kernel, self.bias

@@ -7,14 +7,14 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from research.data.cache import build_once, cache_directory, content_hash
 from research.data.files import TextFiles
 from research.data.stream import StreamWriter, TokenStream
 from research.data.text import PreparedText, TextData
 from research.data.tokenizer import Tokenizer
-from research.inference.sampling import Apply, Decoding, sample
+from research.inference.sampling import Decoding, sample
 from research.models.gpt import GPT
 from research.scale.hosts import whole
 from research.training.conclusion import Conclusion
@@ -132,11 +132,9 @@ def continuations(
     """
     texts = [tokenizer.encode(prompt) for prompt in prompts]
     drawn = sample(
-        cast(Apply, model.build().apply),
+        model,
         params,
-        model.empty_cache,
         [[tokenizer.end_of_text, *ids] for ids in texts],
-        context=model.context,
         tokens=min(200, max(model.context // 2, 1)) if tokens is None else tokens,
         how=how,
         stop=(tokenizer.end_of_text,),

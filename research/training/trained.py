@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from research.errors import UserError
 from research.scale.mesh import make_mesh
 from research.training.checkpoint import restore
 from research.training.description import load_experiment
+from research.training.eight_bit import MARK, dequantized, quantized
 from research.training.experiment import Experiment, Model, Sharding
 from research.training.program import Functions, functions, model_parameters
 from research.training.run_directory import RunDirectory, open_run
@@ -48,8 +50,13 @@ def _applied(model: Model) -> Any:
     return jax.jit(model.build().apply)
 
 
-def load(path: str | Path, checkpoint: str = "best") -> Trained:
+def load(path: str | Path, checkpoint: str = "best", *, codes: bool = False) -> Trained:
     """Returns a run's checkpoint ("best", "newest" or a step), on the devices that are here.
+
+    Args:
+      path: the run directory.
+      checkpoint: which one.
+      codes: whether kernels that are kept as 8-bit integers stay so (`EightBit`), not float32.
 
     Raises:
       UserError: no run directory, no such checkpoint, or one that is damaged.
@@ -59,7 +66,7 @@ def load(path: str | Path, checkpoint: str = "best") -> Trained:
     step = directory.checkpoint_step(checkpoint)
     parts = _functions_here(experiment)
     tokenizer = experiment.data.load_tokenizer(directory.path)
-    params = model_parameters(experiment, _restored(directory, experiment, parts, step))
+    params = model_parameters(experiment, _restored(directory, experiment, parts, step, codes=codes))
     return Trained(directory, experiment, step, tokenizer, parts, params)
 
 
@@ -76,10 +83,24 @@ def evaluated(experiment: Experiment) -> str:
     return "params" if experiment.ema is None else "average"
 
 
-def _restored(directory: RunDirectory, experiment: Experiment, parts: Functions, step: int) -> Any:
+def _restored(
+    directory: RunDirectory, experiment: Experiment, parts: Functions, step: int, *, codes: bool = False
+) -> Any:
     """Returns the parameters to evaluate of a checkpoint."""
     name = evaluated(experiment)
-    return restore(directory, {name: getattr(parts.abstract_state, name)}, step).state[name]
+    abstract = getattr(parts.abstract_state, name)
+    if not (directory.path / MARK).exists():
+        return restore(directory, {name: abstract}, step).state[name]
+    everywhere = NamedSharding(parts.mesh, PartitionSpec())
+    kept = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
+        jax.eval_shape(quantized, abstract),
+    )
+    found = restore(directory, {name: kept}, step).state[name]
+    if codes:
+        return found
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    return jax.device_put(dequantized(found, abstract), shardings)
 
 
 def _functions_here(experiment: Experiment) -> Functions:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 
@@ -15,6 +16,7 @@ from research.attention.positions import Rotary
 from research.errors import UserError
 from research.inference.sampling import Decoding, choose, filtered, sample
 from research.models.gpt import GPT
+from research.modules.block import cache_apart, parameters_apart
 
 GREEDY = Decoding(temperature=0.0)
 LEARNED = GPT(vocabulary=13, context=16, layers=2, width=16, heads=4, kv_heads=2, bias=False)
@@ -36,15 +38,7 @@ def full(gpt):
 
 
 def run(gpt, prompts, tokens=6, **options):
-    return sample(
-        gpt.build().apply,
-        params(gpt),
-        gpt.empty_cache,
-        prompts,
-        context=gpt.context,
-        tokens=tokens,
-        **options,
-    )
+    return sample(gpt, params(gpt), prompts, tokens=tokens, **options)
 
 
 def greedy(gpt, prompt, tokens):
@@ -92,6 +86,47 @@ def test_a_function_of_the_seed():
     assert all(len(row) == 6 and all(0 <= token < 13 for token in row) for row in first)
     same = run(LEARNED, [[1, 2]] * 4, seed=1)
     assert len({tuple(row) for row in same}) > 1  # rows draw independently
+
+
+@contextlib.contextmanager
+def compilations():
+    """Collects an entry for each program that is compiled meanwhile."""
+    found = []
+
+    def listen(event, seconds, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            found.append(seconds)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield found
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_equal_descriptions_compile_once_for_each_width():
+    again = [dataclasses.replace(LEARNED) for _ in range(2)]
+    with compilations() as found:
+        first = run(again[0], PROMPTS[:2], tokens=3, how=GREEDY)
+    assert found and again[0] is not again[1]
+    with compilations() as found:
+        assert run(again[1], PROMPTS[:2], tokens=3, how=GREEDY, seed=1) == first
+        run(again[1], [[3, 2, 1], [7, 7]], tokens=3, how=GREEDY)  # as wide, when rounded up
+    assert not found
+
+
+def test_parameters_apart_are_those_of_the_stack():
+    tree, tokens = params(ROTARY), jnp.asarray([[1, 2, 3]], jnp.int32)
+    cache = ROTARY.empty_cache(1, 4)
+    want, kept = full_with(ROTARY)(tree, tokens, cache)
+    got, own = full_with(ROTARY)(parameters_apart(tree), tokens, cache_apart(cache))
+    np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
+    for one, other in zip(jax.tree.leaves(own), jax.tree.leaves(cache_apart(kept)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6)
+
+
+def full_with(gpt):
+    return jax.jit(lambda params, tokens, cache: gpt.build().apply({"params": params}, tokens, cache=cache))
 
 
 def softmax(x):

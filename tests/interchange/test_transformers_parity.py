@@ -69,9 +69,7 @@ def test_logits_and_greedy_text_agree_both_ways(name, peers, tmp_path):
         drawn = theirs.generate(
             torch.tensor([prompt]), max_new_tokens=64, do_sample=False, eos_token_id=-1, pad_token_id=0
         )
-    apply, cache = model.build().apply, model.empty_cache
-    greedy = Decoding(temperature=0.0)
-    ours = sample(apply, trained.params, cache, [prompt], context=80, tokens=64, how=greedy)
+    ours = sample(model, trained.params, [prompt], tokens=64, how=Decoding(temperature=0.0))
     assert ours[0] == drawn[0, 8:].tolist()
 
     export_run(trained, tmp_path / "out", None, print)
