@@ -57,8 +57,8 @@ def collectives(hlo: str, slices: Sequence[int]) -> list[Collective]:
     def visit(name: str, times: int) -> None:
         for kind, shapes, rest in program.get(name, ()):
             if sent := _sent(kind, shapes, rest, slices):
-                *key, size = sent
-                entry = found.setdefault(tuple(key), [0, 0])
+                key, size = sent
+                entry = found.setdefault(key, [0, 0])
                 entry[0] += times
                 entry[1] += times * size
             if kind == "while":
@@ -77,16 +77,19 @@ Operation = tuple[str, str, str]
 """Kind, result type, and what follows the opening parenthesis."""
 
 
-def _sent(kind: str, shapes: str, rest: str, slices: Sequence[int]) -> tuple[str, int, bool, int] | None:
-    """Returns a collective's kind, group size, whether it is between slices, and payload; else None."""
+def _sent(
+    kind: str, shapes: str, rest: str, slices: Sequence[int]
+) -> tuple[tuple[str, int, bool], int] | None:
+    """Returns a collective's kind, group size and whether it is between slices, and its payload; else None."""
     base = kind.removesuffix("-start")
     if base in KINDS:
         groups = _groups(rest, len(slices))
         between = any(len({slices[device] for device in group}) > 1 for group in groups)
-        return base, len(groups[0]), between, _payload(base, kind != base, shapes, len(groups[0]))
+        size = len(groups[0])
+        return (base, size, between), _payload(base, kind != base, shapes, size)
     if kind == "send" and (across := _MEGASCALE.search(rest)):
         base, count = across[1].lower().replace("_", "-"), len(set(slices))
-        return base, count, True, max(_sizes(shapes)) * (count if base == "all-gather" else 1)
+        return (base, count, True), max(_sizes(shapes)) * (count if base == "all-gather" else 1)
     return None
 
 
