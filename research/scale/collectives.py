@@ -80,7 +80,7 @@ Operation = tuple[str, str, str]
 def _sent(
     kind: str, shapes: str, rest: str, slices: Sequence[int]
 ) -> tuple[tuple[str, int, bool], int] | None:
-    """Returns a collective's kind, group size and whether it is between slices, and its payload; else None."""
+    """Returns a collective's kind, group size, whether it is between slices, and payload; else None."""
     base = kind.removesuffix("-start")
     if base in KINDS:
         groups = _groups(rest, len(slices))
