@@ -4,6 +4,7 @@ import ast
 import gzip
 import json
 import lzma
+from pathlib import Path
 
 import pytest
 
