@@ -1,6 +1,7 @@
 """Sessions of a tiny run, killed at random moments and started again: does it end as if nothing had happened?
 
     python experiments/benchmarks/chaos.py --kills 200 --json chaos.json
+    python experiments/benchmarks/chaos.py --kills 200 --workdir chaos    # the same again: it goes on
 
 Each session is a process of its own, forked from one that has only imported the code. It is killed (two in
 three by SIGKILL, the others by SIGTERM) at a moment drawn either from the length of an unharmed session, to
@@ -13,7 +14,6 @@ After every kill, checkpoints must be whole and no older than those of the sessi
 from __future__ import annotations
 
 import argparse
-import collections
 import dataclasses
 import json
 import os
@@ -47,7 +47,7 @@ def experiment(text: Path, steps: int) -> Experiment:
     """Returns a run with all that a state can hold: moments, an average, dropout, a place in a text."""
     return Experiment(
         name="chaos",
-        model=GPT(vocabulary=300, context=32, layers=1, width=32, heads=2, dropout=0.1),
+        model=GPT(vocabulary=300, context=32, layers=1, width=32, heads=2, dropout=0.1, depth="unroll"),
         data=TextData(source="files", path=str(text), length=32, batch=8, valid_fraction=0.2),
         optimizer=AdamW(learning_rate=3e-3),
         schedule=Linear(warmup=10),
@@ -184,6 +184,40 @@ def compare_in_a_process(description: Experiment, straight: Path, killed: Path) 
     return found
 
 
+@dataclasses.dataclass
+class Tally:
+    """What has come of it so far; kept in a file, so that chaos itself may be stopped and go on."""
+
+    sigkill: int = 0
+    sigterm: int = 0
+    fruitless: int = 0
+    """Killed sessions that saved nothing new."""
+    runs: int = 0
+    """That ended identically."""
+    saved: int = 0
+    """Newest checkpoint of the run at hand."""
+    usual: float = 0.0
+    """Seconds that an unharmed session takes; 0: not measured yet."""
+    seconds: float = 0.0
+    """Of all that is counted here."""
+
+    @property
+    def kills(self) -> int:
+        """Of both kinds."""
+        return self.sigkill + self.sigterm
+
+    @classmethod
+    def load(cls, file: Path) -> Tally:
+        """Reads what ``save`` wrote; nothing yet if there is no file."""
+        return cls(**json.loads(file.read_text())) if file.exists() else cls()
+
+    def save(self, file: Path) -> None:
+        """Writes it to a file, in one move."""
+        new = file.with_suffix(".new")
+        new.write_text(json.dumps(dataclasses.asdict(self)))
+        new.replace(file)
+
+
 def strike(now: Session, draw: random.Random, usual: float) -> tuple[int, int | None]:
     """Kills a session at a random moment; returns its exit code, and the signal unless it ended before."""
     if draw.random() < 0.5:
@@ -197,50 +231,60 @@ def strike(now: Session, draw: random.Random, usual: float) -> tuple[int, int | 
     return now.kill(number), number
 
 
-def chaos(kills: int, steps: int, seed: int, work: Path) -> dict[str, Any]:
+def unharmed(description: Experiment, work: Path) -> float:
+    """Makes the run that nobody touches, and returns the seconds that another like it takes, all compiled.
+
+    Raises:
+      AssertionError: the two differ.
+    """
+    for name in ("straight", "second"):
+        started = time.monotonic()
+        expect(work, Session.start(description, work / name, work / "log").ended(600.0), 0)
+    usual = time.monotonic() - started
+    found = compare_in_a_process(description, work / "straight", work / "second")
+    assert not found, f"two runs that nobody touched differ: {found}"
+    return usual
+
+
+def expect(work: Path, code: int | None, *codes: int) -> None:
+    """Raises AssertionError with the end of the log unless ``code`` is one of ``codes``."""
+    assert code in codes, f"a session ended with {code}:\n{(work / 'log').read_text()[-3000:]}"
+
+
+def chaos(kills: int, steps: int, seed: int, work: Path) -> Tally:
     """Kills sessions until there have been ``kills``; returns what came of it.
 
     Raises:
       AssertionError: a session failed, a checkpoint was lost or damaged, or a run ended differently.
     """
-    write_text(work / "text.jsonl")
-    description, log, straight = experiment(work / "text.jsonl", steps), work / "log", work / "straight"
-    started = time.monotonic()
-
-    def expect(code: int | None, *codes: int) -> None:
-        assert code in codes, f"a session ended with {code}:\n{log.read_text()[-3000:]}"
-
-    expect(Session.start(description, straight, log).ended(600.0), 0)
-    usual = 0.25 * (time.monotonic() - started)  # it alone tokenised and compiled
-    draw, struck, fruitless, runs, saved = random.Random(seed), collections.Counter(), 0, 0, 0
-    while True:
-        directory = work / f"run-{runs}"
-        now = Session.start(description, directory, log)
-        if struck.total() < kills:
-            code, number = strike(now, draw, usual)
-            expect(code, 0, StoppedError.exit_code, -signal.SIGKILL, -signal.SIGTERM)
-            if number is not None:
-                struck[signal.Signals(number).name] += 1
-                newest = check(directory, saved)
-                fruitless += newest == saved
-                saved = newest
-                print(f"{struck.total()} kills, {runs} runs, step {saved}", file=sys.stderr)
-            if code != 0:
-                continue
-        else:
-            expect(now.ended(600.0), 0)
-        found = compare_in_a_process(description, straight, directory)
-        assert not found, f"{directory} ended differently: {found}"
-        runs, saved = runs + 1, 0
-        if struck.total() >= kills:
-            break
-    return {
-        "kills": struck.total(),
-        **struck,
-        "sessions that saved nothing new": fruitless,
-        "runs that ended identically": runs,
-        "seconds": round(time.monotonic() - started, 1),
-    }
+    text, kept = work / "text.jsonl", work / "tally.json"
+    if not text.exists():
+        write_text(text)
+    description, tally = experiment(text, steps), Tally.load(kept)
+    tally.usual = tally.usual or unharmed(description, work)
+    finished = False
+    while tally.kills < kills or not finished:
+        started, directory = time.monotonic(), work / f"run-{tally.runs}"
+        now, last = Session.start(description, directory, work / "log"), tally.kills >= kills
+        # A moment is a function of how many there have been, so that chaos goes on where it was stopped.
+        draw = random.Random(f"{seed} {tally.kills} {tally.runs}")
+        code, number = (now.ended(600.0), None) if last else strike(now, draw, tally.usual)
+        expect(work, code, 0, StoppedError.exit_code, -signal.SIGKILL, -signal.SIGTERM)
+        if number is not None:
+            tally.sigkill += number == signal.SIGKILL
+            tally.sigterm += number == signal.SIGTERM
+            newest = check(directory, tally.saved)
+            tally.fruitless += newest == tally.saved
+            tally.saved = newest
+        finished = code == 0
+        if finished:
+            found = compare_in_a_process(description, work / "straight", directory)
+            assert not found, f"{directory} ended differently: {found}"
+            tally.runs, tally.saved = tally.runs + 1, 0
+        tally.seconds += time.monotonic() - started
+        tally.save(kept)
+        print(f"{tally.kills} kills, {tally.runs} runs, step {tally.saved}", file=sys.stderr, flush=True)
+    return tally
 
 
 def main() -> None:
@@ -250,14 +294,24 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--steps", type=int, default=120, help="of the run")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workdir", type=Path, help="directory to keep everything in, and to go on from")
     parser.add_argument("--json", type=Path, help="file to write the result to")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
-        work = Path(directory)
+        work: Path = (arguments.workdir or Path(directory)).resolve()
+        work.mkdir(parents=True, exist_ok=True)
         os.environ["HEADWAY_CACHE"] = str(work / "cache")
         jax.config.update("jax_compilation_cache_dir", str(work / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-        found = chaos(arguments.kills, arguments.steps, arguments.seed, work)
+        tally = chaos(arguments.kills, arguments.steps, arguments.seed, work)
+    found = {
+        "kills": tally.kills,
+        "SIGKILL": tally.sigkill,
+        "SIGTERM": tally.sigterm,
+        "sessions that saved nothing new": tally.fruitless,
+        "runs that ended identically": tally.runs,
+        "seconds": round(tally.seconds, 1),
+    }
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found))

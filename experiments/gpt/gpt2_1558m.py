@@ -2,11 +2,12 @@
 table 2.1).
 
     headway train experiments/gpt/gpt2_1558m.py --data.path "openwebtext/*.jsonl"
+    headway plan experiments/gpt/gpt2_1558m.py --topology v5e:16x16 --sharding.fsdp 64 --sharding.data 4
 
 A batch is 512 x 1,024 tokens in bfloat16 over all devices; where that does not fit, cut it into
 micro-batches with --accumulate (the result is the same) or recompute with --model.remat. Any text will do:
-files or JSONL by --data.path, or a TFDS data set by --data.source tfds:NAME. Not run by us. Its 25 heads
-divide over a tensor axis of 5 or 25.
+files or JSONL by --data.path, or a TFDS data set by --data.source tfds:NAME. Not run by us. Its width
+divides over an fsdp axis of up to 64, its 25 heads over a tensor axis of 5 or 25.
 """
 
 import dataclasses

@@ -142,6 +142,8 @@ def _hidden(path: Path) -> bool:
 
 def _beside(path: Path) -> str:
     """Returns a hint at the nearest name in the directory where ``path`` should be."""
+    if path.parts and path.parts[0].endswith(":"):  # gs://
+        return "; mount the bucket (gcsfuse --implicit-dirs BUCKET DIRECTORY) and name the file there"
     if not path.parent.is_dir():
         return f"; nor is there a directory {str(path.parent)!r}"
     close = difflib.get_close_matches(path.name, [p.name for p in path.parent.iterdir()], n=1)

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
-from research.errors import UserError, nearest
+from research.errors import UserError
 from research.scale.mesh import AXES, arranged, slice_of
 
 
@@ -52,6 +52,11 @@ CHIPS = {
     )
 }
 """Chips by the name that topologies begin with."""
+_SLICES = {
+    2: ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),
+    3: ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8"),
+}
+"""Shapes that can be had, by dimensions; of a torus of three, more with sides that are multiples of 4."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,9 +123,9 @@ def topology(name: str, slices: int = 1) -> Topology:
     match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", name)
     if not match or match[1] not in CHIPS:
         asked = name.partition(":")[0]
-        shape = "; give it as CHIP:AxB, AxBxC for v4 and v5p, or CHIP:N for GPUs"
-        hint = nearest(asked, CHIPS) if asked not in CHIPS else shape
-        raise UserError(f"topology {name!r} is unknown{hint}")
+        shape = "give it as CHIP:AxB, AxBxC for v4 and v5p, or CHIP:N for GPUs"
+        hint = shape if asked in CHIPS else f"chips: {', '.join(CHIPS)}; or cpu:N"
+        raise UserError(f"topology {name!r} is unknown; {hint}")
     chip = CHIPS[match[1]]
     if match[2].count("x") + 1 != chip.dimensions:
         example = "x".join("4" * chip.dimensions)
@@ -146,7 +151,10 @@ def topology(name: str, slices: int = 1) -> Topology:
             raise UserError(
                 'planning for TPUs needs their compiler, the package libtpu: pip install -e ".[tpu]"'
             ) from error
-        raise UserError(f"topology {name!r}: {' '.join(str(error).split())[:200]}") from error
+        shapes = ", ".join(_SLICES[chip.dimensions])
+        raise UserError(
+            f"topology {name!r}: no such slice ({' '.join(str(error).split())[:200]}); such as {shapes}"
+        ) from error
     devices: list[Any] = sorted(found.devices, key=lambda device: (slice_of(device), device.id))
     return Topology(name, chip, slices, devices)
 

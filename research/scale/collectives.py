@@ -17,6 +17,8 @@ KINDS = (
 _BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16}
 _SHAPE = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\]")
 _OPERATION = re.compile(r"^\s*(?:ROOT\s+)?%?[\w.-]+ = (.*?) ([a-z][a-z-]*)\((.*)$")
+_MEGASCALE = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
+"""Of what is sent to the hosts' runtime: how the TPU compiler writes a collective between slices."""
 _COMPUTATION = re.compile(r"^(?:ENTRY\s+)?%?([\w.-]+) \(.*\{\s*$")
 
 
@@ -54,12 +56,9 @@ def collectives(hlo: str, slices: Sequence[int]) -> list[Collective]:
 
     def visit(name: str, times: int) -> None:
         for kind, shapes, rest in program.get(name, ()):
-            base = kind.removesuffix("-start")
-            if base in KINDS:
-                groups = _groups(rest, len(slices))
-                between = any(len({slices[device] for device in group}) > 1 for group in groups)
-                size = _payload(base, kind != base, shapes, len(groups[0]))
-                entry = found.setdefault((base, len(groups[0]), between), [0, 0])
+            if sent := _sent(kind, shapes, rest, slices):
+                key, size = sent
+                entry = found.setdefault(key, [0, 0])
                 entry[0] += times
                 entry[1] += times * size
             if kind == "while":
@@ -76,6 +75,22 @@ def collectives(hlo: str, slices: Sequence[int]) -> list[Collective]:
 
 Operation = tuple[str, str, str]
 """Kind, result type, and what follows the opening parenthesis."""
+
+
+def _sent(
+    kind: str, shapes: str, rest: str, slices: Sequence[int]
+) -> tuple[tuple[str, int, bool], int] | None:
+    """Returns a collective's kind, group size, whether it is between slices, and payload; else None."""
+    base = kind.removesuffix("-start")
+    if base in KINDS:
+        groups = _groups(rest, len(slices))
+        between = any(len({slices[device] for device in group}) > 1 for group in groups)
+        size = len(groups[0])
+        return (base, size, between), _payload(base, kind != base, shapes, size)
+    if kind == "send" and (across := _MEGASCALE.search(rest)):
+        base, count = across[1].lower().replace("_", "-"), len(set(slices))
+        return (base, count, True), max(_sizes(shapes)) * (count if base == "all-gather" else 1)
+    return None
 
 
 def _computations(hlo: str) -> dict[str, list[Operation]]:
@@ -114,13 +129,18 @@ def _trips(program: dict[str, list[Operation]], condition: str, rest: str) -> in
 
 def _payload(kind: str, asynchronous: bool, shapes: str, devices: int) -> int:
     """Returns the bytes of the whole array on one device, from an operation's result type."""
-    sizes = [
-        math.prod(int(n) for n in dims.split(",") if n) * _bits(dtype) // 8
-        for dtype, dims in _SHAPE.findall(shapes)
-    ]
+    sizes = _sizes(shapes)
     if asynchronous and kind != "all-reduce":  # (operands, results, and semaphores)
         sizes = [max(sizes)]
     return sum(sizes) * (devices if kind == "reduce-scatter" else 1)
+
+
+def _sizes(shapes: str) -> list[int]:
+    """Returns the bytes of each array of a result type."""
+    return [
+        math.prod(int(n) for n in dims.split(",") if n) * _bits(dtype) // 8
+        for dtype, dims in _SHAPE.findall(shapes)
+    ]
 
 
 def _bits(dtype: str) -> int:

@@ -21,6 +21,7 @@ from research.training.interrupt import Interrupt
 from research.training.metrics import MetricsWriter, Stopwatch, Window
 from research.training.progress import Display
 from research.training.run_directory import RunDirectory, ranking
+from research.training.stragglers import Stragglers
 from research.training.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ class _Loop:
         self.losses = [ranking(row) for row in rows]
         self.writer = MetricsWriter(directory, self.step)
         self.pending: tuple[int, dict[str, np.ndarray], dict[str, jax.Array]] | None = None
-        self.watch = Stopwatch()
+        self.watch, self.stragglers = Stopwatch(), Stragglers()
         self.logged: tuple[int, float] = (self.step, 0.0)  # step and training seconds at the last line
         self.warm = self.step + 1  # the step that compiles: clocks start when it is done
         if restored:
@@ -138,8 +139,9 @@ class _Loop:
             if self.profile and self.step + 1 == self.profile[0]:
                 self._settle()
                 jax.profiler.start_trace(str(self.directory.path / "profile"))
-            batch = next(self.batches)
-            with jax.transfer_guard_host_to_device("allow"):  # to place a batch is to transfer it
+            # To place a batch is to transfer it.
+            with self.stragglers.own(), jax.transfer_guard_host_to_device("allow"):
+                batch = next(self.batches)
                 placed = program.place(batch)
             self.state, metrics = program.step(self.state, placed)
             self.step += 1
@@ -162,14 +164,21 @@ class _Loop:
             self._save(self.validation[1])
 
     def _stopping(self) -> bool:
-        """Returns whether a signal asks to stop; several processes agree on it, at the steps that log."""
+        """Returns whether a signal asks to stop; several processes agree on it, at the steps that log.
+
+        There they tell one another how long their own work takes as well.
+        """
         asked = self.interrupt.received is not None
         if jax.process_count() == 1:
             return asked
         if self.step % self.experiment.log_every:
             return False
         with jax.transfer_guard("allow"):
-            return bool(multihost_utils.process_allgather(np.array(asked)).any())
+            said = np.array([asked, *self.stragglers.interval()], np.float32)
+            everywhere = multihost_utils.process_allgather(said)
+        for line in self.stragglers.named(everywhere[:, 1:].tolist()):
+            self.display.note(line)
+        return bool(everywhere[:, 0].any())
 
     def _exhausted(self) -> bool:
         """Returns whether the last evaluations, as many as the experiment's patience, brought nothing."""

@@ -177,6 +177,7 @@ def _arguments(parts: Functions, step: str) -> dict[str, int]:
 
 
 def _memory(parts: Functions, compiled: Any, topology: Topology, step: str) -> dict[str, Any]:
+    # The compiler does not refuse all that is too much: of v5p it took 105 GiB.
     analysis = compiled.memory_analysis()
     total = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes
     total += (
@@ -188,7 +189,17 @@ def _memory(parts: Functions, compiled: Any, topology: Topology, step: str) -> d
         "program": analysis.generated_code_size_in_bytes,
         "total": total,
     }
-    return found if topology.chip is None else {**found, "share_of_memory": total / topology.chip.memory}
+    return found if topology.chip is None else _within(found, topology, step)
+
+
+def _within(memory: dict[str, Any], topology: Topology, step: str) -> dict[str, Any]:
+    """Returns memory with its share of the chip's; raises UserError with the bytes that are too many."""
+    chip, total = topology.chip, memory["total"]
+    assert chip is not None
+    if (over := total - chip.memory) > 0:
+        reason = f"{size(total)} are needed, {size(over)} more than there are ({over:,} bytes)"
+        raise UserError(_does_not_fit(topology, step, reason))
+    return {**memory, "share_of_memory": total / chip.memory}
 
 
 def _from_shapes(
@@ -205,13 +216,8 @@ def _from_shapes(
     if step == "train":
         memory["gradients"] = memory["parameters"]
         memory["activations_kept"] = _kept(experiment, parts)
-    total = sum(memory.values())
-    if total > chip.memory:
-        over = total - chip.memory
-        reason = f"{size(total)} are needed, {size(over)} more than there are ({over:,} bytes)"
-        raise UserError(_does_not_fit(topology, step, reason))
     return {
-        "memory_per_device": {**memory, "total": total, "share_of_memory": total / chip.memory},
+        "memory_per_device": _within({**memory, "total": sum(memory.values())}, topology, step),
         "estimate": {"compute_seconds": flops["full"] / parts.mesh.size / chip.flops},
     }
 

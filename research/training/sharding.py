@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -97,10 +98,12 @@ def resolve(table: Table, path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
             raise UserError(f"sharding: {path}: the spec {spec} names axis {axis!r} twice")
         if size % mesh.shape[axis]:
             if not str(name).endswith("?"):
+                devices = mesh.shape[axis]
+                fits = math.gcd(size, devices)
                 raise UserError(
-                    f"sharding: {path}: dimension {dimension} of {shape} does not divide over the "
-                    f"{mesh.shape[axis]} devices of axis {axis!r}; choose a --sharding.{axis} that divides "
-                    f"{size}"
+                    f"sharding: {path}: dimension {dimension} of {shape} does not divide over the {devices} "
+                    f"devices of axis {axis!r}; choose a --sharding.{axis} that divides {size}, such as "
+                    f"--sharding.{axis} {fits} --sharding.data {mesh.shape['data'] * devices // fits}"
                 )
             resolved.append(None)
         else:

@@ -19,7 +19,7 @@ LIBTPU = importlib.util.find_spec("libtpu") is not None
 @pytest.mark.parametrize(
     ("name", "line"),
     [
-        ("v5:4x4", "topology 'v5:4x4' is unknown; did you mean 'v5"),
+        ("v5:4x4", "topology 'v5:4x4' is unknown; chips: v4, v5e, v5p, v6e, a100, h100, h200; or cpu:N"),
         ("v5e", "topology 'v5e' is unknown; give it as CHIP:AxB"),
         ("v5p:4x4", "slices of v5p have 3 sides: v5p:4x4x4"),
         ("v5e:4x4x4", "slices of v5e have 2 sides: v5e:4x4"),
@@ -31,9 +31,23 @@ LIBTPU = importlib.util.find_spec("libtpu") is not None
     ],
 )
 def test_an_unknown_topology_is_one_line(name, line):
+    jax.devices()  # from here on there are no more
     with pytest.raises(UserError) as error:
         topology(name)
     assert line in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_shape_that_the_compiler_refuses_is_one_line_with_those_that_are(monkeypatch):
+    def refuse(**named):
+        raise RuntimeError("INVALID_ARGUMENT: 3x5 is not divisible\nby 2x2x1")
+
+    monkeypatch.setattr("jax.experimental.topologies.get_topology_desc", refuse)
+    with pytest.raises(UserError) as error:
+        topology("v5e:3x5")
+    assert str(error.value) == (
+        "topology 'v5e:3x5': no such slice (INVALID_ARGUMENT: 3x5 is not divisible by 2x2x1); such as "
+        "2x2, 2x4, 4x4, 4x8, 8x8, 8x16, 16x16"
+    )
 
 
 @pytest.mark.skipif(LIBTPU, reason="the compiler for TPUs is installed")

@@ -46,6 +46,29 @@ def test_every_kind_is_counted_with_its_loops_and_groups():
     assert collectives(HLO, [0] * 8)[0].between_slices is False
 
 
+def test_what_goes_through_the_hosts_runtime_is_between_slices():
+    # As libtpu 0.0.42 writes an all-reduce between two slices; it sends each device's array to its host.
+    sends = "".join(
+        f"  %send.{i} = ({shape}, u32[], token[]) send(%x, %token.{i}), channel_id=7, is_host_transfer=true, "
+        'frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",'
+        f'_xla_megascale_target="{{1,2}}x{{0:3}}",_xla_megascale_transfer_type="{kind}"}}\n'
+        for i, (shape, kind) in enumerate(
+            [
+                ("f32[16,8]{1,0:T(8,128)}", "ALL_REDUCE"),
+                ("bf16[8]{0}", "ALL_REDUCE"),
+                ("f32[4]{0}", "ALL_GATHER"),
+            ]
+        )
+    )
+    hlo = HLO.replace("  ROOT %out", sends + "  ROOT %out")
+    slices = [0, 0, 0, 0, 1, 1, 1, 1]
+    new = set(collectives(hlo, slices)) - set(collectives(HLO, slices))
+    assert new == {
+        Collective("all-reduce", 2, True, 2, 16 * 8 * 4 + 8 * 2),
+        Collective("all-gather", 2, True, 13, 12 * 16 * 4 * 2 + 2 * 4 * 4),  # beside those that HLO has
+    }
+
+
 def test_a_trip_count_that_the_compiler_noted_is_taken():
     noted = HLO.replace("body=%body.3", 'body=%body.3, backend_config={"known_trip_count":{"n":"3"}}')
     assert {row.count for row in collectives(noted, [0] * 8)} == {3, 1}

@@ -196,6 +196,9 @@ def main() -> int:
     parser.add_argument("--rank", type=int, help="index of this process, of two")
     parser.add_argument("--port", type=int)
     parser.add_argument("--hang", type=int, help="step whose batch never comes, in the process of rank 1")
+    parser.add_argument(
+        "--lag", type=float, default=0.0, help="seconds more a batch takes in the process of rank 1"
+    )
     parser.add_argument("--record", type=Path, help="folder for the rows that each process trains on")
     arguments = parser.parse_args()
     if arguments.rank is not None:
@@ -210,7 +213,7 @@ def main() -> int:
         with hosts.together(complain):
             program = build(
                 arguments.devices,
-                pause=arguments.pause,
+                pause=arguments.pause + (arguments.lag if arguments.rank else 0.0),
                 ballast=arguments.ballast,
                 hang=arguments.hang if arguments.rank else None,
                 record=arguments.record,

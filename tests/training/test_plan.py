@@ -17,9 +17,9 @@ from research.errors import UserError
 from research.models.bert import BERT
 from research.models.gpt import GPT
 from research.objectives.masked_lm import MaskedLM
-from research.scale.chips import topology
+from research.scale.chips import CHIPS, Topology, topology
 from research.training.experiment import Experiment, Sharding
-from research.training.plan import _beats, _shortage, plan, search, text
+from research.training.plan import _beats, _shortage, _within, plan, search, text
 
 QUICK = ["--model.layers", "2", "--model.width", "128", "--optimizer", "adamw", "--model.depth", "scan"]
 
@@ -130,3 +130,13 @@ def test_what_cannot_be_sampled_is_one_line():
 def test_a_search_where_no_time_is_estimated_is_one_line(place):
     with pytest.raises(UserError, match=f"estimated for TPUs only, not for {place}; choose one, such"):
         search(SMALL, topology(place), print)
+
+
+def test_what_the_compiler_lets_pass_and_the_chip_does_not_hold_is_refused_with_the_bytes():
+    place = Topology("v5e:2x2", CHIPS["v5e"], 1, ())
+    held = {"parameters": 1, "total": 16 * 2**30}
+    assert _within(held, place, "train") == {**held, "share_of_memory": 1.0}
+    with pytest.raises(
+        UserError, match=r"does not fit 1 x v5e:2x2: 16.0 GiB are needed, .*\(7 bytes\); take"
+    ):
+        _within({"total": 16 * 2**30 + 7}, place, "train")

@@ -123,3 +123,10 @@ def test_what_one_process_cannot_do_stops_both_with_the_users_code(tmp_path, bot
     assert codes == [2, 2], errors
     assert "cannot use" in errors[0]
     assert errors[1].splitlines()[-1] == "process 0 could not start: see what it says"
+
+
+def test_the_process_that_keeps_the_other_waiting_is_named_once(tmp_path, both):
+    codes, errors = ends(both(tmp_path, "--steps", 20, "--lag", 0.2))
+    assert codes == [0, 0], errors
+    found = re.findall(r"process (\d) keeps the others waiting: making its batches takes (\d+)%", errors[0])
+    assert [process for process, _ in found] == ["1"] and int(found[0][1]) > 50, errors[0]

@@ -109,7 +109,8 @@ MESH = AbstractMesh((2, 4, 2, 1), AXES)
         (
             ((r"bias$", P("fsdp")),),
             (6,),
-            "a/bias: dimension 0 of (6,) does not divide over the 4 devices of axis 'fsdp'",
+            "a/bias: dimension 0 of (6,) does not divide over the 4 devices of axis 'fsdp'; choose a"
+            " --sharding.fsdp that divides 6, such as --sharding.fsdp 2 --sharding.data 4",
         ),
     ],
 )
