@@ -146,6 +146,8 @@ def evaluate(trained: TranslationRun, overrides: Mapping[str, str], beam: Beam, 
         print(f"{split} ({result['sentences']:,} sentences)")
         for name in ("bleu", "chrf2", "ter"):
             print(f"  {result[name]['text']}")
+        if "raw" in result:
+            print(f"  on raw text, detokenised: {result['raw']['bleu']['text']}")
         print("  BLEU by source length: " + ", ".join(map(_row, result["by_length"])))
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from research.data.bitext import Bitext, PreparedBitext
@@ -147,7 +148,32 @@ def evaluate(
             **scores(*texts[1:], tokenised=data.tokenised),
             "by_length": by_length(*texts, tokenised=data.tokenised),
         }
+        try:
+            on_raw = raw_scores(data, split, texts[1])
+        except UserError as error:  # a directory may hold the tokenised form alone
+            report(f"{split} is not scored on raw text: {error}")
+        else:
+            splits[split] |= {} if on_raw is None else {"raw": on_raw}
     return {"run": str(trained.directory.path), "step": trained.step, "splits": splits}
+
+
+def raw_scores(data: ParallelText, split: str, hypotheses: Sequence[str]) -> dict[str, dict[str, Any]] | None:
+    """Returns scores of translations of Multi30k's tokenised form, detokenised, on its raw references.
+
+    Case plays no part: the tokenised form is lower-cased. None of other text.
+
+    Raises:
+      UserError: the raw text cannot be read.
+    """
+    from research.evaluation.bleu import scores
+    from research.evaluation.detokenization import detokenised
+
+    if data.corpus != "multi30k" or not data.tokenised:
+        return None
+    raw = dataclasses.replace(data, tokenised=False).open()
+    references = [target for _, target in raw.pairs(split)]
+    written = [detokenised(line, data.target_language) for line in hypotheses]
+    return scores(written, references, lowercase=True)
 
 
 def compare(
