@@ -80,6 +80,49 @@ def test_bad_options_are_one_line(place, arguments, words, monkeypatch, capsys):
 
 
 @pytest.mark.slow
+def test_several_runs_translate_as_one_and_attention_is_scored(place, monkeypatch, capsys):
+    run, seeded, other = (str(place / name) for name in ("run", "seeded", "other"))
+    tiny = str(place / "tiny.py")
+    assert main(["train", tiny, "--workdir", seeded, "--seed", "1", "--steps", "1"]) == 0
+    assert main(["train", tiny, "--workdir", other, "--steps", "1", "--data.tokenizer", "unigram",
+                 "--data.source_tokenizer", "bpe", "--model.source_vocabulary", "262"]) == 0  # fmt: skip
+    capsys.readouterr()
+    say(monkeypatch, b"a b d\n")
+    assert main(["translate", run, "--beam", "2", "--ensemble", f"{seeded},{run}"]) == 0
+    assert capsys.readouterr().out.count("\n") == 1
+    say(monkeypatch, b"a b d\n" + b"a b c c . " * 8 + b"\n")
+    assert main(["translate", other, "--beam", "2", "--replace_unknown", "true"]) == 0
+    out, err = capsys.readouterr()
+    assert out.count("\n") == 2 and "1 lines were translated in parts" in err
+    for arguments, words in (
+        ([run, "--ensemble", other], "have different vocabularies: they make no ensemble"),
+        ([run, "--replace_unknown", "true"], "its tokenizer can express any text"),
+    ):
+        say(monkeypatch, b"a\n")
+        assert main(["translate", *arguments]) == 2
+        assert words in capsys.readouterr().err
+    (place / "gold").write_text("1-1 2p2\n" * 48)
+    files = ["--data.source", str(place / "s"), "--data.target", str(place / "t"), "--gold"]
+    score = ["evaluate", run, "--task", "alignment", *files, str(place / "gold")]
+    assert main([*score, "--json", "--pictures", str(place / "pictures")]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["links"] == sum(len(target.split()) for _, target in LINES)
+    assert (place / "pictures" / "report.html").exists()
+    assert main([*score, "--layer", "1"]) == 2
+    assert "--layer 1: " in (err := capsys.readouterr().err) and "has the layers 0 to 0" in err
+
+
+@pytest.mark.slow
+def test_vocabularies_of_their_own_need_tables_of_their_own(place, capsys):
+    for arguments, words in (
+        (["--data.source_tokenizer", "bpe"], "data.source_tokenizer without model.source_vocabulary"),
+        (["--model.source_vocabulary", "300"], "model.source_vocabulary without data.source_tokenizer"),
+    ):
+        assert main(["train", str(place / "tiny.py"), "--workdir", str(place / "no"), *arguments]) == 2
+        assert words in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_bad_lines_and_languages_are_one_line(place, monkeypatch, capsys):
     say(monkeypatch, b"a\n\xff\n")
     assert main(["translate", str(place / "run")]) == 2

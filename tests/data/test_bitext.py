@@ -74,6 +74,44 @@ def test_a_file_becomes_pairs_and_back(files):
     assert found["bits_per_byte"] == pytest.approx(bits)
 
 
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_sides_may_have_tokenizers_of_their_own(files, tmp_path, kind):
+    data = bitext(files, tokenizer=kind, source_tokenizer=kind)
+    said = []
+    prepared = data.prepare(vocabulary=290, source_vocabulary=280, report=said.append)
+    assert any(f"training a source {kind} tokenizer of 280" in line for line in said)
+    target, source = prepared.tokenizer, prepared.source_tokenizer
+    assert target.vocabulary <= 290 and source.vocabulary <= 280
+    for i in (3, 9):
+        ours, theirs = (
+            array[starts[i] : starts[i + 1]]
+            for array, starts in (
+                (prepared.train.source, prepared.train.source_starts),
+                (prepared.train.target, prepared.train.target_starts),
+            )
+        )
+        assert (decode(source, ours), decode(target, theirs)) == PAIRS[i]
+    if kind == "unigram":  # learned from one side, it knows nothing of the other
+        assert target.unknown in encode(target, ["many"])[0]
+        assert source.unknown not in encode(source, ["many"])[0]
+    for name, text in prepared.files().items():
+        (tmp_path / name).write_text(text)
+    assert data.load_tokenizer(tmp_path).digest() == target.digest()
+    assert data.load_source_tokenizer(tmp_path).digest() == source.digest() != target.digest()
+
+
+def test_joint_unigrams_and_what_does_not_fit(files, tmp_path):
+    prepared = bitext(files, tokenizer="unigram").prepare(vocabulary=100)
+    assert prepared.source_tokenizer is prepared.tokenizer and list(prepared.files()) == ["tokenizer.json"]
+    with pytest.raises(UserError, match=r"20 tokens are too few, [0-9]+ is the least"):
+        bitext(files, tokenizer="unigram").prepare(vocabulary=20)
+    prepared.tokenizer.save(tmp_path / "large.json")
+    with pytest.raises(UserError, match=r"data.source_tokenizer has .* and model.source_vocabulary is 9; it"):
+        bitext(files, source_tokenizer=str(tmp_path / "large.json")).prepare(
+            vocabulary=300, source_vocabulary=9
+        )
+
+
 def test_cleaning_is_counted(files):
     more = [("", "leer"), ("leer", "  "), PAIRS[0], ("long " * 50, "lang " * 50), ("x" * 40, "y")]
     for path, side in zip(files, zip(*more, strict=True), strict=True):

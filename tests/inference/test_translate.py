@@ -53,8 +53,56 @@ def test_lines_come_back_in_order_whatever_their_lengths():
         alone = next(model.translate([LINES[i]]))[0]
         assert alone.text == together[i].text
         np.testing.assert_allclose(alone.score, together[i].score, rtol=1e-4)
-    assert model.counts.truncated == 1
+    assert (model.counts.split, model.counts.truncated) == (1, 0)
     assert not any("\n" in candidate.text for candidate in together)
+
+
+@pytest.mark.slow
+def test_a_long_line_is_its_parts_and_a_long_word_its_beginning():
+    model, _ = translator("lstm")
+    model.counts.split = model.counts.truncated = 0
+    parts = ["a b c a b c a b c a b c .", "b b b a c , c a b c a b ."]
+    line, *alone = (found[0] for found in model.translate([" ".join(parts), *parts]))
+    assert model.counts.split == 1
+    assert line.text == " ".join(one.text for one in alone if one.text)
+    np.testing.assert_allclose(line.score, sum(one.score for one in alone), rtol=1e-4)
+    cut, whole = (found[0] for found in model.translate(["y" * 40, "y" * 22]))
+    assert model.counts.truncated == 1 and cut.text == whole.text
+
+
+def test_unknown_words_are_those_of_the_source_that_are_attended_to():
+    # Every word of the target is unknown, and attention goes to the same place in the source, a character.
+    class Copies:
+        def encode(self, params, source, place):
+            return source, place.segments.sum(1)
+
+        def empty_cache(self, batch, slots):
+            return None
+
+        def step(self, params, tokens, memory, place, cache):
+            source, lengths = (jnp.repeat(x, len(tokens) // len(x), axis=0) for x in memory)
+            at = jnp.minimum(place.positions[:, 0], source.shape[1] - 1)
+            begins = jnp.take_along_axis(source, at[:, None], axis=1)[:, 0] == words.encode(" ")[0]
+            said = jnp.where(begins, unigram.encode(" ")[0], unigram.unknown)
+            said = jnp.where(at < lengths - 1, said, unigram.end_of_text)
+            logits = 9.0 * jax.nn.one_hot(said, unigram.vocabulary)
+            return logits, jax.nn.one_hot(at, source.shape[1])
+
+        def take_rows(self, cache, rows):
+            return cache[rows]
+
+        def attention(self, cache):
+            return cache
+
+    unigram = Tokenizer.train_unigram([" a b c"] * 9, 12)
+    given = ["Oslo a b Rom", "Paris", ""]
+    words = Tokenizer.characters("OslabRomPir ")  # as many pieces as characters
+    model = Translator(
+        Copies(), {}, unigram, context=64, beam=Beam(1), source_tokenizer=words, replace_unknown=True
+    )
+    assert [found[0].text for found in model.translate(given)] == given
+    plain = Translator(Copies(), {}, unigram, context=64, beam=Beam(1), source_tokenizer=words)
+    assert next(plain.translate(["Paris"]))[0].text == ""
 
 
 @pytest.mark.parametrize("name", ["lstm", pytest.param("transformer", marks=pytest.mark.slow)])
