@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import sys
 
+import jax
+import numpy as np
 import pytest
 
 from research.cli.main import main
+from research.errors import UserError
+from research.inference.beam import Beam
+from research.training import translation
 
 LINES = [(f"a b {'c ' * (i % 5)}d", f"{'C ' * (i % 5)}B A {i % 7}") for i in range(48)]
 EXPERIMENT = """
@@ -108,8 +114,41 @@ def test_several_runs_translate_as_one_and_attention_is_scored(place, monkeypatc
     found = json.loads(capsys.readouterr().out)
     assert found["links"] == sum(len(target.split()) for _, target in LINES)
     assert (place / "pictures" / "report.html").exists()
+    assert main(["report", run]) == 0
+    assert "Attention of run" in (place / "run" / "report.html").read_text()
+    assert (place / "run" / "attention" / "1.png").exists()
+    capsys.readouterr()
     assert main([*score, "--layer", "1"]) == 2
     assert "--layer 1: " in (err := capsys.readouterr().err) and "has the layers 0 to 0" in err
+
+
+@pytest.mark.slow
+def test_a_run_on_buckets_that_was_stopped_is_the_run_that_was_not(place, capsys):
+    # Seven batches make an epoch and a half.
+    often = ["--schedule", "reciprocal-sqrt", "--checkpointing.every", "1", "--evaluation.every", "7"]
+    runs = {name: str(place / name) for name in ("straight", "parts")}
+    for name, steps in (("straight", "7"), ("parts", "4"), ("parts", "7")):
+        arguments = ["train", str(place / "tiny.py"), *often, "--workdir", runs[name], "--steps", steps]
+        assert main([*arguments, "--log_every", "1"]) == 0
+    one, two = (translation.load(run, "7") for run in runs.values())
+    for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(two.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+    losses = [[row.get("train/loss") for row in run.directory.rows()] for run in (one, two)]
+    assert [x for x in losses[0] if x] == [x for x in losses[1] if x]
+    capsys.readouterr()
+
+
+@pytest.mark.slow
+def test_another_pair_of_languages_and_an_empty_test_are_one_line(place, tmp_path, capsys):
+    trained = translation.load(str(place / "run"))
+    other = dataclasses.replace(trained.experiment.data, target_language="fr")
+    with pytest.raises(UserError, match="the run translates en to de, not en to fr; train another"):
+        translation.translations(trained, other, beam=Beam(1), report=print)
+    (tmp_path / "empty").write_text("")
+    (tmp_path / "other").write_text("")
+    files = ["--data.source", str(tmp_path / "empty"), "--data.target", str(tmp_path / "other")]
+    assert main(["evaluate", str(place / "run"), *files]) == 2
+    assert "the split 'test' of the text is empty" in capsys.readouterr().err
 
 
 @pytest.mark.slow

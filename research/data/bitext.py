@@ -221,6 +221,8 @@ class Bitext(ParallelText):
                 name = {(0, 1): "joint", (0,): "source", (1,): "target"}[sides]
                 report(f"training a {name} {described} tokenizer of {vocabulary} tokens")
                 pairs, _ = self.training_pairs(text)
+                if not pairs:
+                    raise UserError("the training text is empty: there is nothing to train a tokenizer on")
                 lines = (spaced(pair[side]) for pair in pairs for side in sides)
                 KINDS[described](lines, vocabulary).save(directory / Tokenizer.FILE)
 

@@ -225,7 +225,10 @@ def translations(
     model = translator_of(trained, beam)
     for split in tests:
         report(f"translating {split}")
-        sources, references = (list(side) for side in zip(*text.pairs(split), strict=True))
+        pairs = list(text.pairs(split))
+        if not pairs:
+            raise UserError(f"the split {split!r} of the text is empty: there is nothing to translate")
+        sources, references = (list(side) for side in zip(*pairs, strict=True))
         found[split] = (sources, [best[0].text for best in model.translate(sources)], references)
     return found
 

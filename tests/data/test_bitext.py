@@ -146,6 +146,17 @@ def test_bad_descriptions_are_one_line(fields, words):
         Bitext(**fields).prepare(vocabulary=300)
 
 
+def test_an_empty_text_or_side_is_one_line(tmp_path):
+    for name, text in (("s", ""), ("t", ""), ("blank", "\n" * 3), ("full", "a\n" * 3)):
+        (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match="the training text is empty"):
+        bitext((tmp_path / "s", tmp_path / "t")).prepare(vocabulary=300)
+    with pytest.raises(UserError, match=r"full has 3 lines and .*t 0:"):
+        bitext((tmp_path / "full", tmp_path / "t")).prepare(vocabulary=300)
+    with pytest.raises(UserError, match=r"no pairs are left for data split 'train': .* 2 empty"):
+        bitext((tmp_path / "full", tmp_path / "blank")).prepare(vocabulary=300)
+
+
 def test_problems_are_told():
     assert not list(Bitext().problems())
     assert not list(Bitext(corpus="files", source="a", target="b").problems())
