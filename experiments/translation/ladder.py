@@ -149,7 +149,7 @@ def merged(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     first = dict(rows[0])
     for name, value in first.items():
         if isinstance(value, float):
-            first[name] = statistics.fmean(row[name] for row in rows)
+            first[name] = statistics.fmean(row[name] for row in rows if row[name] is not None)
     lengths = [row["by_length"] for row in rows]
     first["by_length"] = [
         {**places[0], "bleu": statistics.fmean(place["bleu"] for place in places)}
