@@ -34,6 +34,12 @@ class Translate:
     ensemble: tuple[str, ...] = ()
     """More runs, separated by commas, whose probabilities are averaged with those of RUN; with the same
     vocabulary."""
+    temperature: float | None = None
+    """Draw one translation of each line with this temperature of the softmax, instead of searching."""
+    top_p: float | None = None
+    """Draw from the likeliest tokens that together have this probability (nucleus)."""
+    seed: int = 0
+    """Seed of the draws."""
     replace_unknown: bool = False
     """Put the source word with most attention in the place of a word that the tokenizer does not have."""
     score: str | None = None
@@ -67,6 +73,7 @@ def translate(target: str, options: Translate, overrides: Mapping[str, str]) -> 
     del overrides
     from research.data.parallel import lines_of, paired
     from research.inference.beam import Beam
+    from research.inference.sampling import Decoding
     from research.inference.translate import Translator
     from research.training.trained import Trained
     from research.training.translation import load, translator_of
@@ -74,6 +81,15 @@ def translate(target: str, options: Translate, overrides: Mapping[str, str]) -> 
     if not 0 <= options.n_best <= options.beam:
         raise UserError(f"--n-best {options.n_best}: at most the beam of {options.beam}")
     beam = Beam(options.beam, options.length_penalty, options.coverage_penalty)
+    if options.temperature is None and options.top_p is not None:
+        raise UserError("--top-p goes with --temperature: it is for draws, not for a search")
+    if options.temperature is not None and options.n_best > 1:
+        raise UserError(
+            f"--n-best {options.n_best}: with --temperature one translation of each line is drawn"
+        )
+    if not 0 <= options.seed < 2**32:
+        raise UserError(f"--seed {options.seed}: between 0 and {2**32 - 1}")
+    drawn = None if options.temperature is None else Decoding(options.temperature, top_p=options.top_p)
     trained = load(target, options.checkpoint)
     model = translator_of(
         trained,
@@ -81,6 +97,8 @@ def translate(target: str, options: Translate, overrides: Mapping[str, str]) -> 
         options.n_best or (options.beam if options.json else 1),
         ensemble=[load(run, options.checkpoint) for run in options.ensemble],
         replace_unknown=options.replace_unknown,
+        drawn=drawn,
+        seed=options.seed,
     )
     if isinstance(trained, Trained) and beam.width > trained.experiment.model.vocabulary:
         raise UserError(

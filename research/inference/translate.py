@@ -18,6 +18,8 @@ from research.data.parallel import words_of
 from research.data.tokenizer import Tokenizer
 from research.errors import UserError
 from research.inference.beam import DEAD, Beam, Decoder, Hypotheses, beam_search, forced_decoding
+from research.inference.draws import random_search
+from research.inference.sampling import Decoding
 from research.inference.soft_alignment import attention_of, of_words
 from research.inference.splitting import split_words
 
@@ -65,6 +67,8 @@ class Translator:
         source_tokenizer: Tokenizer | None = None,
         longest: int | None = None,
         replace_unknown: bool = False,
+        drawn: Decoding | None = None,
+        seed: int = 0,
     ) -> None:
         """Makes the translator; nothing is compiled yet.
 
@@ -78,6 +82,8 @@ class Translator:
           longest: the most tokens of a source that is translated in one piece; None: ``context``.
           replace_unknown: put the source word with most attention in the place of a word that the target's
             tokenizer does not have (Luong et al., 2015b; Jean et al., 2015).
+          drawn: draw one translation of each line so, instead of searching for the best.
+          seed: of the draws, together with the number of the line.
         """
         self._decoder, self._params, self._tokenizer = decoder, params, tokenizer
         self._source_tokenizer = source_tokenizer or tokenizer
@@ -86,9 +92,13 @@ class Translator:
         self._replaces = replace_unknown and tokenizer.unknown is not None
         self.counts = Counts()
         self._attention = attention_of(decoder)
+        self._draws, self._key, self._seen = drawn is not None, jax.random.key(seed), 0
+        ends = {"end": tokenizer.end_of_text, "start": tokenizer.start}
         self._search: Callable[[int], Any] = functools.cache(
-            lambda slots: beam_search(
-                decoder, self._beam, slots=slots, end=tokenizer.end_of_text, start=tokenizer.start
+            lambda slots: (
+                beam_search(decoder, self._beam, slots=slots, **ends)
+                if drawn is None
+                else random_search(decoder, drawn, slots=slots, **ends)
             )
         )
 
@@ -162,13 +172,15 @@ class Translator:
             same = list(members)
             for start in range(0, len(same), _ROWS):
                 part = same[start : start + _ROWS]
-                batch = self._batch([lines[i] for i in part], [sources[i] for i in part], width)
+                numbers = [self._seen + i for i in part]
+                batch = self._batch([lines[i] for i in part], [sources[i] for i in part], width, numbers)
                 for i, candidates in zip(part, batch, strict=True):
                     found[i] = candidates
+        self._seen += len(lines)
         return found
 
     def _batch(
-        self, lines: Sequence[str], sources: Sequence[Sequence[int]], width: int
+        self, lines: Sequence[str], sources: Sequence[Sequence[int]], width: int, numbers: Sequence[int]
     ) -> list[list[Candidate]]:
         # Rows in powers of two, so that batches of any size compile few programs; an added one ends at once.
         rows = 1 << (len(sources) - 1).bit_length()
@@ -181,6 +193,9 @@ class Translator:
             limits[i] = min(_longest(len(source) + 1), self._context)
         search = self._search(min(_longest(width), self._context))
         arrays = [jnp.asarray(x) for x in (padded, lengths, limits)]
+        if self._draws:
+            ids = jnp.asarray([*numbers, *[0] * (rows - len(numbers))], jnp.uint32)
+            arrays.append(jax.vmap(jax.random.fold_in, (None, 0))(self._key, ids))
         found: Hypotheses = jax.tree.map(np.asarray, search(self._params, *arrays))
         texts = self._texts(lines, found, arrays[0], arrays[1])
         return [self._candidates(found, i, texts[i]) for i in range(len(sources))]

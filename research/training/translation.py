@@ -13,6 +13,7 @@ from research.errors import UserError
 from research.inference.beam import Beam
 from research.inference.ensemble import Ensemble
 from research.inference.phrase_translation import PhraseTranslator
+from research.inference.sampling import Decoding
 from research.inference.soft_alignment import SoftAligner
 from research.inference.translate import Translator
 from research.models.seq2seq import Seq2Seq
@@ -58,6 +59,8 @@ def translator_of(
     *,
     ensemble: Sequence[TranslationRun] = (),
     replace_unknown: bool = False,
+    drawn: Decoding | None = None,
+    seed: int = 0,
 ) -> Translator | PhraseTranslator:
     """Returns the translator of a run, or of several as one.
 
@@ -67,14 +70,16 @@ def translator_of(
       candidates: how many a phrase-based system yields.
       ensemble: runs whose probabilities are averaged with those of the first.
       replace_unknown: put source words in the place of what the target's tokenizer does not have.
+      drawn: draw one translation of each line so, instead of searching for the best.
+      seed: of the draws.
 
     Raises:
       UserError: the runs of an ensemble are not all networks with the same tokenizers, or unknown words
         cannot be replaced.
     """
     if isinstance(run, TrainedPhrases):
-        if ensemble or replace_unknown:
-            what = "an ensemble is of networks" if ensemble else "it copies unknown words in any case"
+        if ensemble or replace_unknown or drawn:
+            what = "it copies unknown words in any case" if replace_unknown else "this is for networks"
             raise UserError(f"{run.directory.path} is phrase-based: {what}")
         return run.translator(candidates)
     members = [run, *(_member(other, run) for other in ensemble)]
@@ -91,6 +96,8 @@ def translator_of(
         source_tokenizer=_source_tokenizer(run),
         longest=_bitext(run).length,
         replace_unknown=replace_unknown,
+        drawn=drawn,
+        seed=seed,
     )
 
 
