@@ -11,7 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from research.data.buckets import Bucket, OrderedPairBatches, PairBatch, TokenPairs, plan, train_batches
+from research.data.buckets import (
+    Bucket,
+    OrderedPairBatches,
+    PairBatch,
+    TokenPairs,
+    padding,
+    plan,
+    train_batches,
+)
 from research.data.cache import build_once, cache_directory, content_hash
 from research.data.parallel import Pair, ParallelSource, ParallelText
 from research.data.tokenizer import Tokenizer
@@ -194,6 +202,8 @@ class Bitext(ParallelText):
         train, valid = (TokenPairs.open(directory / name) for name in ("train", "valid"))
         widths = np.concatenate([train.widths(), valid.widths()])
         buckets = plan(widths, count=self.buckets, tokens=self.batch_tokens, multiple=self.rows_multiple)
+        shapes = ", ".join(f"{bucket.rows} x {bucket.width}" for bucket in buckets)
+        report(f"batches of {shapes} tokens a side; {padding(train, buckets):.1%} of it is padding")
         return PreparedBitext(target, source, train, valid, tuple(buckets))
 
     def _tokenizer(
