@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import sys
 
+import jax
+import numpy as np
 import pytest
 
 from research.cli.main import main
+from research.errors import UserError
+from research.inference.beam import Beam
+from research.training import translation
 
 LINES = [(f"a b {'c ' * (i % 5)}d", f"{'C ' * (i % 5)}B A {i % 7}") for i in range(48)]
 EXPERIMENT = """
@@ -77,6 +83,82 @@ def test_bad_options_are_one_line(place, arguments, words, monkeypatch, capsys):
     assert main(["translate", str(place / "run"), *arguments]) == 2
     err = capsys.readouterr().err
     assert words in err and err.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_several_runs_translate_as_one_and_attention_is_scored(place, monkeypatch, capsys):
+    run, seeded, other = (str(place / name) for name in ("run", "seeded", "other"))
+    tiny = str(place / "tiny.py")
+    assert main(["train", tiny, "--workdir", seeded, "--seed", "1", "--steps", "1"]) == 0
+    assert main(["train", tiny, "--workdir", other, "--steps", "1", "--data.tokenizer", "unigram",
+                 "--data.source_tokenizer", "bpe", "--model.source_vocabulary", "262"]) == 0  # fmt: skip
+    capsys.readouterr()
+    say(monkeypatch, b"a b d\n")
+    assert main(["translate", run, "--beam", "2", "--ensemble", f"{seeded},{run}"]) == 0
+    assert capsys.readouterr().out.count("\n") == 1
+    say(monkeypatch, b"a b d\n" + b"a b c c . " * 8 + b"\n")
+    assert main(["translate", other, "--beam", "2", "--replace_unknown", "true"]) == 0
+    out, err = capsys.readouterr()
+    assert out.count("\n") == 2 and "1 lines were translated in parts" in err
+    for arguments, words in (
+        ([run, "--ensemble", other], "have different vocabularies: they make no ensemble"),
+        ([run, "--replace_unknown", "true"], "its tokenizer can express any text"),
+    ):
+        say(monkeypatch, b"a\n")
+        assert main(["translate", *arguments]) == 2
+        assert words in capsys.readouterr().err
+    (place / "gold").write_text("1-1 2p2\n" * 48)
+    files = ["--data.source", str(place / "s"), "--data.target", str(place / "t"), "--gold"]
+    score = ["evaluate", run, "--task", "alignment", *files, str(place / "gold")]
+    assert main([*score, "--json", "--pictures", str(place / "pictures")]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["links"] == sum(len(target.split()) for _, target in LINES)
+    assert (place / "pictures" / "report.html").exists()
+    assert main(["report", run]) == 0
+    assert "Attention of run" in (place / "run" / "report.html").read_text()
+    assert (place / "run" / "attention" / "1.png").exists()
+    capsys.readouterr()
+    assert main([*score, "--layer", "1"]) == 2
+    assert "--layer 1: " in (err := capsys.readouterr().err) and "has the layers 0 to 0" in err
+
+
+@pytest.mark.slow
+def test_a_run_on_buckets_that_was_stopped_is_the_run_that_was_not(place, capsys):
+    # Seven batches make an epoch and a half.
+    often = ["--schedule", "reciprocal-sqrt", "--checkpointing.every", "1", "--evaluation.every", "7"]
+    runs = {name: str(place / name) for name in ("straight", "parts")}
+    for name, steps in (("straight", "7"), ("parts", "4"), ("parts", "7")):
+        arguments = ["train", str(place / "tiny.py"), *often, "--workdir", runs[name], "--steps", steps]
+        assert main([*arguments, "--log_every", "1"]) == 0
+    one, two = (translation.load(run, "7") for run in runs.values())
+    for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(two.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+    losses = [[row.get("train/loss") for row in run.directory.rows()] for run in (one, two)]
+    assert [x for x in losses[0] if x] == [x for x in losses[1] if x]
+    capsys.readouterr()
+
+
+@pytest.mark.slow
+def test_another_pair_of_languages_and_an_empty_test_are_one_line(place, tmp_path, capsys):
+    trained = translation.load(str(place / "run"))
+    other = dataclasses.replace(trained.experiment.data, target_language="fr")
+    with pytest.raises(UserError, match="the run translates en to de, not en to fr; train another"):
+        translation.translations(trained, other, beam=Beam(1), report=print)
+    (tmp_path / "empty").write_text("")
+    (tmp_path / "other").write_text("")
+    files = ["--data.source", str(tmp_path / "empty"), "--data.target", str(tmp_path / "other")]
+    assert main(["evaluate", str(place / "run"), *files]) == 2
+    assert "the split 'test' of the text is empty" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_vocabularies_of_their_own_need_tables_of_their_own(place, capsys):
+    for arguments, words in (
+        (["--data.source_tokenizer", "bpe"], "data.source_tokenizer without model.source_vocabulary"),
+        (["--model.source_vocabulary", "300"], "model.source_vocabulary without data.source_tokenizer"),
+    ):
+        assert main(["train", str(place / "tiny.py"), "--workdir", str(place / "no"), *arguments]) == 2
+        assert words in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -83,6 +83,16 @@ class KeyValues:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class MemoryRead:
+    """Keys and values of one layer's memory, and how the last tokens have read it."""
+
+    key_values: KeyValues
+    weights: Float[Array, "*layers rows length memory_length"]
+    """Attention weights, means over the heads."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class RecentKeyValues:
     """Keys and values of the first tokens of a row and of its latest, these in a ring, each row its own."""
 

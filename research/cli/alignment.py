@@ -13,6 +13,7 @@ from research.cli.command import message
 from research.errors import UserError
 
 if TYPE_CHECKING:
+    from research.cli.language_models import Evaluate
     from research.statistical.aligner import Aligner, Trained
 
 
@@ -119,22 +120,20 @@ def _trained(options: Align, how: Aligner) -> Trained:
     return dataclasses.replace(trained, aligner=own)
 
 
-def evaluate(
-    target: str, gold: str | None, pictures: str | None, overrides: Mapping[str, str], *, as_json: bool
-) -> None:
-    """Prints precision, recall and alignment error rate of links, or of a trained aligner's, against gold.
+def evaluate(target: str, options: Evaluate, overrides: Mapping[str, str]) -> None:
+    """Prints precision, recall and alignment error rate of links, or of those a run finds, against gold.
 
     Args:
-      target: file of links, i-j from 0, or run directory of an aligner.
-      gold: file of gold links, of the WPT or the NAACL form.
-      pictures: directory to draw alignments in.
+      target: file of links, i-j from 0, or run directory of an aligner, or of a network that translates: of
+        its attention, the source word that each target word attends to most.
+      options: gold links, pictures, and which layer and checkpoint to read.
       overrides: data.source and data.target, the text; a run needs it, links are checked against it.
-      as_json: print one JSON object.
     """
     from research.data.parallel import lines_of
     from research.evaluation.alignment import alignment_score, parse_gold, parse_links
     from research.statistical.aligner import read_sentences
 
+    gold, pictures = options.gold, options.pictures
     unknown = [name for name in overrides if name not in ("data.source", "data.target")]
     if unknown:
         raise UserError(f"evaluate: --{unknown[0]} has nothing to do with --task alignment")
@@ -150,7 +149,13 @@ def evaluate(
     if overrides:
         sides = read_sentences(Path(overrides["data.source"]), Path(overrides["data.target"]), message)
     lengths = sides and [(len(e), len(f)) for e, f in zip(*sides, strict=True)]
-    if is_run:
+    is_network = (Path(target) / "experiment.json").is_file()
+    if options.layer is not None and not is_network:
+        raise UserError("evaluate: --layer goes with the run of a network that translates")
+    if is_network:
+        assert sides is not None
+        links = _attended(target, sides, options)
+    elif is_run:
         _share_out()
         from research.statistical import aligner, aligner_run
 
@@ -167,7 +172,7 @@ def evaluate(
 
         assert sides is not None
         result["report"] = str(write_pictures(Path(pictures), *sides, links, expected, score))
-    if as_json:
+    if options.json:
         print(json.dumps(result))
         return
     print(
@@ -176,3 +181,15 @@ def evaluate(
     )
     if pictures is not None:
         print(f"pictures: {result['report']}")
+
+
+def _attended(
+    target: str, sides: tuple[list[list[str]], list[list[str]]], options: Evaluate
+) -> list[set[tuple[int, int]]]:
+    """Returns the links of a network's attention."""
+    from research.inference.soft_alignment import likeliest_links
+    from research.training import translation
+
+    run = translation.load(target, options.checkpoint)
+    message("the text is taken as it is: case and tokenisation should be those of the run's own")
+    return [likeliest_links(one) for one in translation.aligner_of(run, options.layer).align(*sides)]

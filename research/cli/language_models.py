@@ -28,13 +28,16 @@ class Evaluate:
 
     task: str | None = None
     """"blimp": the share of minimal pairs whose grammatical sentence the model finds likelier. "alignment":
-    precision, recall and error rate of a file of links (in place of RUN) or of a trained aligner, against
-    --gold."""
+    precision, recall and error rate of a file of links (in place of RUN), of a trained aligner, or of the
+    attention of a network that translates, against --gold."""
     gold: str | None = None
     """File of gold links for --task alignment: i-j sure, ipj possible, from 1, a line for each sentence pair;
     or lines of NUMBER i j [S|P]."""
     pictures: str | None = None
     """Directory to draw alignments in, beside the gold links, those with most errors first."""
+    layer: int | None = None
+    """Layer of a Transformer's decoder whose attention is the alignment, from 0; default: the last but
+    one."""
     checkpoint: str = "best"
     """Checkpoint to load: best (lowest validation loss), newest, or a step."""
     beam: int = 5
@@ -90,10 +93,10 @@ def evaluate(target: str, options: Evaluate, overrides: Mapping[str, str]) -> No
     if options.task not in (None, *_TASKS):
         raise UserError(f"evaluate: unknown task {options.task!r}{nearest(options.task, _TASKS)}")
     if options.task == "alignment" or (options.task is None and (Path(target) / "aligner.json").is_file()):
-        alignment.evaluate(target, options.gold, options.pictures, overrides, as_json=options.json)
+        alignment.evaluate(target, options, overrides)
         return
-    if options.gold is not None or options.pictures is not None:
-        raise UserError("evaluate: --gold and --pictures go with --task alignment")
+    if (options.gold, options.pictures, options.layer) != (None, None, None):
+        raise UserError("evaluate: --gold, --pictures and --layer go with --task alignment")
     beam = Beam(options.beam, options.length_penalty)
     if not isinstance(load_description(open_run(target).experiment), Experiment):
         translation.evaluate(load_phrases(target), overrides, beam, as_json=options.json)

@@ -15,6 +15,8 @@ from research.errors import UserError
 
 if TYPE_CHECKING:
     from research.inference.beam import Beam
+    from research.inference.translate import Counts
+    from research.training.experiment import Experiment
     from research.training.translation import TranslationRun
 
 
@@ -27,7 +29,19 @@ class Translate:
     length_penalty: float = 1.0
     """alpha of the score log P / ((5 + length) / 6)^alpha (Wu et al., 2016); 0: the likeliest text."""
     coverage_penalty: float = 0.0
-    """beta of the coverage penalty (Wu et al., 2016), for LSTMs with attention."""
+    """beta of the coverage penalty (Wu et al., 2016); of a Transformer, by its last layer of attention but
+    one."""
+    ensemble: tuple[str, ...] = ()
+    """More runs, separated by commas, whose probabilities are averaged with those of RUN; with the same
+    vocabulary."""
+    temperature: float | None = None
+    """Draw one translation of each line with this temperature of the softmax, instead of searching."""
+    top_p: float | None = None
+    """Draw from the likeliest tokens that together have this probability (nucleus)."""
+    seed: int = 0
+    """Seed of the draws."""
+    replace_unknown: bool = False
+    """Put the source word with most attention in the place of a word that the tokenizer does not have."""
     score: str | None = None
     """File of translations of the lines: print the log-probability of each, instead of translating."""
     n_best: int = 0
@@ -59,6 +73,7 @@ def translate(target: str, options: Translate, overrides: Mapping[str, str]) -> 
     del overrides
     from research.data.parallel import lines_of, paired
     from research.inference.beam import Beam
+    from research.inference.sampling import Decoding
     from research.inference.translate import Translator
     from research.training.trained import Trained
     from research.training.translation import load, translator_of
@@ -66,8 +81,25 @@ def translate(target: str, options: Translate, overrides: Mapping[str, str]) -> 
     if not 0 <= options.n_best <= options.beam:
         raise UserError(f"--n-best {options.n_best}: at most the beam of {options.beam}")
     beam = Beam(options.beam, options.length_penalty, options.coverage_penalty)
+    if options.temperature is None and options.top_p is not None:
+        raise UserError("--top-p goes with --temperature: it is for draws, not for a search")
+    if options.temperature is not None and options.n_best > 1:
+        raise UserError(
+            f"--n-best {options.n_best}: with --temperature one translation of each line is drawn"
+        )
+    if not 0 <= options.seed < 2**32:
+        raise UserError(f"--seed {options.seed}: between 0 and {2**32 - 1}")
+    drawn = None if options.temperature is None else Decoding(options.temperature, top_p=options.top_p)
     trained = load(target, options.checkpoint)
-    model = translator_of(trained, beam, options.n_best or (options.beam if options.json else 1))
+    model = translator_of(
+        trained,
+        beam,
+        options.n_best or (options.beam if options.json else 1),
+        ensemble=[load(run, options.checkpoint) for run in options.ensemble],
+        replace_unknown=options.replace_unknown,
+        drawn=drawn,
+        seed=options.seed,
+    )
     if isinstance(trained, Trained) and beam.width > trained.experiment.model.vocabulary:
         raise UserError(
             f"--beam {beam.width} is larger than the vocabulary: {trained.experiment.model.vocabulary} tokens"
@@ -92,10 +124,22 @@ def translate(target: str, options: Translate, overrides: Mapping[str, str]) -> 
         if model.counts.lines != told:
             told = model.counts.lines
             message(f"{told:,} lines, {told / (time.monotonic() - begin):.1f} per second")
-    if model.counts.truncated and isinstance(trained, Trained):
+    if isinstance(model, Translator) and isinstance(trained, Trained):
+        _warn(model.counts, trained.experiment)
+
+
+def _warn(counts: Counts, experiment: Experiment) -> None:
+    """Says how many lines were too long."""
+    data: Any = experiment.data
+    if counts.split:
         message(
-            f"warning: of {model.counts.truncated:,} lines only the beginning was translated: they exceed "
-            f"the {trained.experiment.model.context:,} tokens of model.context"
+            f"warning: {counts.split:,} lines were translated in parts, cut where sentences or clauses end: "
+            f"they exceed the {min(data.length, experiment.model.context):,} tokens that it has learned"
+        )
+    if counts.truncated:
+        message(
+            f"warning: of {counts.truncated:,} words or lines without spaces only the beginning was "
+            f"translated: they exceed the {experiment.model.context:,} tokens of model.context"
         )
 
 
@@ -146,6 +190,8 @@ def evaluate(trained: TranslationRun, overrides: Mapping[str, str], beam: Beam, 
         print(f"{split} ({result['sentences']:,} sentences)")
         for name in ("bleu", "chrf2", "ter"):
             print(f"  {result[name]['text']}")
+        if "raw" in result:
+            print(f"  on raw text, detokenised: {result['raw']['bleu']['text']}")
         print("  BLEU by source length: " + ", ".join(map(_row, result["by_length"])))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from research.data.buckets import Bucket, OrderedPairBatches, PairBatch, TokenPairs, plan, train_batches
+from research.data.buckets import (
+    Bucket,
+    OrderedPairBatches,
+    PairBatch,
+    TokenPairs,
+    padding,
+    plan,
+    train_batches,
+)
 from research.data.cache import build_once, cache_directory, content_hash
 from research.data.parallel import Pair, ParallelSource, ParallelText
 from research.data.tokenizer import Tokenizer
@@ -18,6 +27,10 @@ from research.errors import UserError, nearest
 
 _FORMAT = 1
 """Part of every cache key: raise it when what is cached changes."""
+SOURCE_TOKENIZER = "source_tokenizer.json"
+"""Name, in a run directory, of the tokenizer of the source, where it has one of its own."""
+KINDS = {"bpe": Tokenizer.train_bpe, "unigram": Tokenizer.train_unigram}
+"""Kinds of tokenizers that are trained here, by the name that descriptions have for them."""
 _BATCH = 1 << 14
 """Pairs tokenised at once."""
 
@@ -27,20 +40,25 @@ class PreparedBitext:
     """Parallel text as tokens.
 
     Attributes:
-      tokenizer: made the tokens of both sides.
+      tokenizer: made the tokens of the targets.
+      source_tokenizer: made the tokens of the sources; the same object where both sides share one.
       train: training pairs.
       valid: validation pairs.
       buckets: shapes of batches.
     """
 
     tokenizer: Tokenizer
+    source_tokenizer: Tokenizer
     train: TokenPairs
     valid: TokenPairs
     buckets: tuple[Bucket, ...]
 
     def files(self) -> dict[str, str]:
         """Returns what a run must keep to read its text again: contents by file name."""
-        return {Tokenizer.FILE: self.tokenizer.to_json()}
+        files = {Tokenizer.FILE: self.tokenizer.to_json()}
+        if self.source_tokenizer is not self.tokenizer:
+            files[SOURCE_TOKENIZER] = self.source_tokenizer.to_json()
+        return files
 
     def train_batches(self, *, seed: int, process_index: int, process_count: int) -> Any:
         """Returns endless shuffled batches, a Grain iterator (see `research.data.buckets.train_batches`)."""
@@ -84,7 +102,10 @@ class Bitext(ParallelText):
     """Parallel text, how it is cut into tokens, and how pairs become batches."""
 
     tokenizer: str = "bpe"
-    """"bpe" (byte-level, trained on both sides of the training text), or the path of a tokenizer.json."""
+    """"bpe" (byte-level) or "unigram", trained on the training text, or the path of a tokenizer.json."""
+    source_tokenizer: str | None = None
+    """A tokenizer of the source's own, of the same choices; each is then trained on its side alone, and
+    model.source_vocabulary goes with it. Default: one for both sides."""
     start: str | None = None
     """Token that every target begins with ("<pad>" in Marian and T5); default: the end-of-text token."""
     length: int = 64
@@ -117,8 +138,13 @@ class Bitext(ParallelText):
         }
 
     def load_tokenizer(self, directory: Path) -> Tokenizer:
-        """Returns the tokenizer that a run keeps in ``directory``."""
+        """Returns the tokenizer of the target that a run keeps in ``directory``."""
         return Tokenizer.load(directory / Tokenizer.FILE).beginning_with(self.start)
+
+    def load_source_tokenizer(self, directory: Path) -> Tokenizer:
+        """Returns the tokenizer of the source that a run keeps in ``directory``."""
+        own = self.source_tokenizer is not None
+        return Tokenizer.load(directory / SOURCE_TOKENIZER) if own else self.load_tokenizer(directory)
 
     def problems(self) -> Iterator[str]:
         """Yields what does not fit together, each as one clear sentence."""
@@ -139,63 +165,100 @@ class Bitext(ParallelText):
         self,
         *,
         vocabulary: int,
-        tokenizer: Tokenizer | None = None,
+        source_vocabulary: int | None = None,
         report: Callable[[str], None] = lambda message: None,
     ) -> PreparedBitext:
         """Returns the text as tokens; each stage is done once and cached on disk (see `research.data.cache`).
 
         Args:
           vocabulary: rows of the model's embedding; a tokenizer trained here is trained to fit.
-          tokenizer: use this one (a run's own) instead of the one described.
+          source_vocabulary: rows of the embedding of the source, where that has a tokenizer of its own.
           report: receives a line before each stage that takes time, and what cleaning left out.
 
         Raises:
           UserError: the text cannot be read or holds too little, or the tokenizer does not fit.
         """
-        self._check(tokenizer)
         text = self.open()
         split = [_FORMAT, text.fingerprint(), "valid" in text.splits() or self.valid_fraction]
-        if tokenizer is None and self.tokenizer == "bpe":
-            directory = build_once(
-                cache_directory() / "tokenizers" / content_hash("bitext", split, vocabulary),
-                lambda d: self._train_tokenizer(text, vocabulary, report).save(d / Tokenizer.FILE),
+        made = functools.partial(self._tokenizer, text, split, report=report)
+        if self.source_tokenizer is None:
+            target = source = made("tokenizer", vocabulary, (0, 1))
+        else:
+            target = made("tokenizer", vocabulary, (1,))
+            source = made("source_tokenizer", source_vocabulary or vocabulary, (0,))
+        target = target.beginning_with(self.start)
+        if source.end_of_text != target.end_of_text:
+            raise UserError(
+                f"data.source_tokenizer ends a text with token {source.end_of_text}, data.tokenizer with "
+                f"{target.end_of_text}; they must have it in one place"
             )
-            tokenizer = Tokenizer.load(directory / Tokenizer.FILE)
-        elif tokenizer is None:
-            tokenizer = Tokenizer.load(self.tokenizer)
-        tokenizer.check_fits(vocabulary)
-        made_by = tokenizer.beginning_with(self.start)
-        key = content_hash("bitext", split, self.length, self.ratio, made_by.digest(), made_by.start)
+        made_by = [target.digest(), target.start]
+        made_by += [source.digest()] * (source is not target)
+        key = content_hash("bitext", split, self.length, self.ratio, *made_by)
         directory = build_once(
-            cache_directory() / "tokens" / key, lambda d: self._tokenise(text, made_by, d, report)
+            cache_directory() / "tokens" / key, lambda d: self._tokenise(text, (source, target), d, report)
         )
         report((directory / "cleaning.txt").read_text())
         train, valid = (TokenPairs.open(directory / name) for name in ("train", "valid"))
         widths = np.concatenate([train.widths(), valid.widths()])
         buckets = plan(widths, count=self.buckets, tokens=self.batch_tokens, multiple=self.rows_multiple)
-        return PreparedBitext(tokenizer, train, valid, tuple(buckets))
+        shapes = ", ".join(f"{bucket.rows} x {bucket.width}" for bucket in buckets)
+        report(f"batches of {shapes} tokens a side; {padding(train, buckets):.1%} of it is padding")
+        return PreparedBitext(target, source, train, valid, tuple(buckets))
 
-    def _check(self, tokenizer: Tokenizer | None) -> None:
-        if tokenizer is None and self.tokenizer != "bpe" and not Path(self.tokenizer).is_file():
-            raise UserError(
-                f"data.tokenizer {self.tokenizer!r} is no file and no kind of tokenizer"
-                + nearest(self.tokenizer, ("bpe",))
-            )
-
-    def _train_tokenizer(
-        self, text: ParallelSource, vocabulary: int, report: Callable[[str], None]
+    def _tokenizer(
+        self,
+        text: ParallelSource,
+        split: list[object],
+        field: str,
+        vocabulary: int,
+        sides: tuple[int, ...],
+        *,
+        report: Callable[[str], None],
     ) -> Tokenizer:
-        report(f"training a joint byte-level BPE tokenizer of {vocabulary} tokens")
-        train, _ = self.training_pairs(text)
-        return Tokenizer.train_bpe((spaced(line) for pair in train for line in pair), vocabulary)
+        """Returns the tokenizer of a field, read, or trained on sides of the training text, at most once."""
+        described = getattr(self, field)
+        if described not in KINDS:
+            if not Path(described).is_file():
+                raise UserError(
+                    f"data.{field} {described!r} is no file and no kind of tokenizer"
+                    + nearest(described, KINDS)
+                )
+            found = Tokenizer.load(described)
+        else:
+
+            def train(directory: Path) -> None:
+                name = {(0, 1): "joint", (0,): "source", (1,): "target"}[sides]
+                report(f"training a {name} {described} tokenizer of {vocabulary} tokens")
+                pairs, _ = self.training_pairs(text)
+                if not pairs:
+                    raise UserError("the training text is empty: there is nothing to train a tokenizer on")
+                lines = (spaced(pair[side]) for pair in pairs for side in sides)
+                KINDS[described](lines, vocabulary).save(directory / Tokenizer.FILE)
+
+            # A joint BPE tokenizer has the key that it always had.
+            how = [] if described == "bpe" and len(sides) == 2 else [described, *sides]
+            key = content_hash("bitext", split, vocabulary, *how)
+            found = Tokenizer.load(build_once(cache_directory() / "tokenizers" / key, train) / Tokenizer.FILE)
+        if found.vocabulary > vocabulary:
+            raise UserError(
+                f"data.{field} has {found.vocabulary} tokens, and model."
+                f"{field.replace('tokenizer', 'vocabulary')} is {vocabulary}; it must be as many or more"
+            )
+        return found
 
     def _tokenise(
-        self, text: ParallelSource, tokenizer: Tokenizer, directory: Path, report: Callable[[str], None]
+        self,
+        text: ParallelSource,
+        tokenizers: tuple[Tokenizer, Tokenizer],
+        directory: Path,
+        report: Callable[[str], None],
     ) -> None:
         report("tokenising")
         train, valid = self.training_pairs(text)
         counts = Cleaning()
-        tokens = {"train": self._clean(train, tokenizer, counts), "valid": _tokens(valid, tokenizer)}
+        tokens = {"train": self._clean(train, tokenizers, counts), "valid": _tokens(valid, tokenizers)}
+        tokenizer = tokenizers[1]
         sizes = {"train": 0, "valid": sum(len(line.encode()) for _, line in valid)}
         for name, found in tokens.items():
             if not (kept := list(found)):
@@ -207,7 +270,7 @@ class Bitext(ParallelText):
         (directory / "cleaning.txt").write_text(str(counts))
 
     def _clean(
-        self, pairs: Iterable[Pair], tokenizer: Tokenizer, counts: Cleaning
+        self, pairs: Iterable[Pair], tokenizers: tuple[Tokenizer, Tokenizer], counts: Cleaning
     ) -> Iterator[tuple[list[int], list[int]]]:
         """Yields the tokens of the pairs fit for training, counting the others by reason."""
         distinct: dict[Pair, None] = {}
@@ -218,7 +281,7 @@ class Bitext(ParallelText):
                 counts.duplicate += 1
             else:
                 distinct[pair] = None
-        for source, target in _tokens(list(distinct), tokenizer):
+        for source, target in _tokens(list(distinct), tokenizers):
             longer, shorter = max(len(source), len(target)), min(len(source), len(target))
             if longer + 1 > self.length:
                 counts.long += 1
@@ -244,8 +307,10 @@ def decode(tokenizer: Tokenizer, ids: Iterable[int]) -> str:
     return " ".join(tokenizer.decode(ids).split("\n")).strip()
 
 
-def _tokens(pairs: Sequence[Pair], tokenizer: Tokenizer) -> Iterator[tuple[list[int], list[int]]]:
+def _tokens(
+    pairs: Sequence[Pair], tokenizers: tuple[Tokenizer, Tokenizer]
+) -> Iterator[tuple[list[int], list[int]]]:
     for start in range(0, len(pairs), _BATCH):
         part = pairs[start : start + _BATCH]
-        sides = (encode(tokenizer, side) for side in zip(*part, strict=True))
+        sides = (encode(t, side) for t, side in zip(tokenizers, zip(*part, strict=True), strict=True))
         yield from zip(*sides, strict=True)

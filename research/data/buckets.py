@@ -158,6 +158,14 @@ def plan(widths: Integer[np.ndarray, " pairs"], *, count: int, tokens: int, mult
     return buckets[::-1]
 
 
+def padding(pairs: TokenPairs, buckets: Sequence[Bucket]) -> float:
+    """Returns the share of padding in batches of all the pairs, both sides together."""
+    limits = np.array([bucket.width for bucket in buckets])
+    slots = 2 * int(limits[np.searchsorted(limits, pairs.widths())].sum())
+    real = len(pairs.source) + len(pairs.target) + 2 * len(pairs)
+    return 1 - real / slots
+
+
 class PairBatches(grain.sources.RandomAccessDataSource[PairBatch]):
     """Endless training batches: every pair once in an epoch, in an order drawn from (seed, epoch).
 

@@ -19,6 +19,10 @@ END_OF_TEXT = "<|endoftext|>"
 
 _END_OF_TEXT_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
 
+_UNKNOWN_NAMES = ("<unk>", "[UNK]")
+_WORD_STARTS = ("\u2581", "\u0120")
+"""What tokens that begin a word begin with: in SentencePiece's vocabularies, and in byte-level ones."""
+
 _PIECE = 1 << 17
 """Characters of a long text that are encoded at once."""
 _SEAM = re.compile(r"(?<=[\w!-~])\n(?=[\w!-~])")
@@ -49,6 +53,7 @@ class Tokenizer:
       vocabulary: number of token ids; every id is below it.
       end_of_text: id of the token that separates documents.
       start: id of the token that every target of a translation begins with: end_of_text, unless data say.
+      unknown: id of the token for what the vocabulary cannot express; None if it can express anything.
     """
 
     FILE: ClassVar[str] = "tokenizer.json"
@@ -69,6 +74,7 @@ class Tokenizer:
             )
         self.end_of_text: int = found[0]
         self.start: int = self.end_of_text
+        self.unknown: int | None = next((vocabulary[n] for n in _UNKNOWN_NAMES if n in vocabulary), None)
         # What `characters` makes: the library silently drops a character that such a vocabulary lacks.
         self._characters = isinstance(backend.decoder, decoders.Fuse) and backend.pre_tokenizer is None
         self._can_cut = self._characters or isinstance(backend.pre_tokenizer, pre_tokenizers.ByteLevel)
@@ -95,6 +101,31 @@ class Tokenizer:
             show_progress=False,
         )
         backend.train_from_iterator(texts, trainer)
+        return cls(backend)
+
+    @classmethod
+    def train_unigram(cls, texts: Iterable[str], vocabulary: int) -> Tokenizer:
+        """Trains a unigram model (Kudo, 2018), at most ``vocabulary`` tokens.
+
+        A character that the texts do not have is unknown; UserError if they have too many for so few tokens.
+        """
+        lines = list(texts)
+        alphabet = set().union(*lines)
+        if vocabulary < len(alphabet) + 3:
+            raise UserError(
+                f"a unigram vocabulary holds the {len(alphabet)} characters of the text and three more: "
+                f"{vocabulary} tokens are too few, {len(alphabet) + 3} is the least"
+            )
+        backend = tokenizers.Tokenizer(models.Unigram())
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+        backend.decoder = decoders.Metaspace(prepend_scheme="never")
+        trainer = trainers.UnigramTrainer(
+            vocab_size=vocabulary,
+            special_tokens=[END_OF_TEXT, _UNKNOWN_NAMES[0]],
+            unk_token=_UNKNOWN_NAMES[0],
+            show_progress=False,
+        )
+        backend.train_from_iterator(lines, trainer)
         return cls(backend)
 
     @classmethod
@@ -129,6 +160,10 @@ class Tokenizer:
     def name_of(self, token: int) -> str:
         """Returns a token as its vocabulary writes it."""
         return str(self._backend.id_to_token(token))
+
+    def begins_word(self, token: int) -> bool:
+        """Returns whether a token begins a word (of vocabularies that mark it)."""
+        return self.name_of(token).startswith(_WORD_STARTS)
 
     def digest(self) -> str:
         """Returns a hash that tells the tokenizer from others."""

@@ -35,6 +35,8 @@ class MaskingTokenizer(Tokenizer):
       continues: by id, whether the token goes on with a word.
     """
 
+    unknown: int
+
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
         """Wraps ``backend``; UserError if it lacks a special token."""
         vocabulary = backend.get_vocab(with_added_tokens=True)

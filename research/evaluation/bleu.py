@@ -15,14 +15,19 @@ LENGTHS = (10, 15, 20, 30)
 """Borders between groups of sentences by source length, in words."""
 
 
-def _metrics(tokenised: bool) -> dict[str, Any]:
+def _metrics(tokenised: bool, lowercase: bool = False) -> dict[str, Any]:
     # `force` only silences a warning that the text looks tokenised, which it is.
-    bleu = BLEU(tokenize="none", force=True) if tokenised else BLEU()
-    return {"bleu": bleu, "chrf2": CHRF(), "ter": TER()}
+    how: dict[str, Any] = {"tokenize": "none", "force": True} if tokenised else {}
+    # TER never minds case unless told to.
+    return {"bleu": BLEU(lowercase=lowercase, **how), "chrf2": CHRF(lowercase=lowercase), "ter": TER()}
 
 
 def scores(
-    hypotheses: Sequence[str], references: Sequence[str], *, tokenised: bool = False
+    hypotheses: Sequence[str],
+    references: Sequence[str],
+    *,
+    tokenised: bool = False,
+    lowercase: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """Returns {metric: {"score", "signature", "text"}} of a corpus.
 
@@ -31,13 +36,14 @@ def scores(
       references: one reference per sentence.
       tokenised: whether the lines are tokenised already and BLEU is to take their words as they stand; if
         not, it tokenises them as WMT does ("13a").
+      lowercase: whether case plays no part in BLEU and chrF2 (it never does in TER).
 
     Raises:
       UserError: not as many translations as references, or none.
     """
     _check(hypotheses, references)
     found = {}
-    for name, metric in _metrics(tokenised).items():
+    for name, metric in _metrics(tokenised, lowercase).items():
         score = metric.corpus_score(list(hypotheses), [list(references)])
         found[name] = {
             "score": score.score,

@@ -11,11 +11,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from research.data.bitext import decode, encode
+from research.data.parallel import words_of
 from research.data.tokenizer import Tokenizer
 from research.errors import UserError
 from research.inference.beam import DEAD, Beam, Decoder, Hypotheses, beam_search, forced_decoding
+from research.inference.draws import random_search
+from research.inference.sampling import Decoding
+from research.inference.soft_alignment import attention_of, of_words
+from research.inference.splitting import split_words
 
 _CHUNK = 1024
 """Lines read, sorted by length and translated before any is given out."""
@@ -41,23 +47,58 @@ class Counts:
     """What happened on the way."""
 
     lines: int = 0
+    split: int = 0
+    """Lines that were longer than the model takes: their parts were translated apart and joined."""
     truncated: int = 0
-    """Lines of which only the beginning was translated, for they were longer than the model takes."""
+    """Parts of which only the beginning was translated: single words longer than the model takes."""
 
 
 class Translator:
     """Translates with a model; compiled functions are kept from call to call."""
 
     def __init__(
-        self, decoder: Decoder, params: Any, tokenizer: Tokenizer, *, context: int, beam: Beam | None = None
+        self,
+        decoder: Decoder,
+        params: Any,
+        tokenizer: Tokenizer,
+        *,
+        context: int,
+        beam: Beam | None = None,
+        source_tokenizer: Tokenizer | None = None,
+        longest: int | None = None,
+        replace_unknown: bool = False,
+        drawn: Decoding | None = None,
+        seed: int = 0,
     ) -> None:
-        """``context``: the most tokens of a source or a target, the end of text included."""
+        """Makes the translator; nothing is compiled yet.
+
+        Args:
+          decoder: the model; it tells its attention if the beam or ``replace_unknown`` needs it.
+          params: its parameters.
+          tokenizer: of the target.
+          context: the most tokens of a source or a target, the end of text included.
+          beam: how translations are searched for.
+          source_tokenizer: of the source; None: that of the target.
+          longest: the most tokens of a source that is translated in one piece; None: ``context``.
+          replace_unknown: put the source word with most attention in the place of a word that the target's
+            tokenizer does not have (Luong et al., 2015b; Jean et al., 2015).
+          drawn: draw one translation of each line so, instead of searching for the best.
+          seed: of the draws, together with the number of the line.
+        """
         self._decoder, self._params, self._tokenizer = decoder, params, tokenizer
+        self._source_tokenizer = source_tokenizer or tokenizer
         self._context, self._beam = context, beam or Beam()
+        self._longest = min(context, longest or context)
+        self._replaces = replace_unknown and tokenizer.unknown is not None
         self.counts = Counts()
+        self._attention = attention_of(decoder)
+        self._draws, self._key, self._seen = drawn is not None, jax.random.key(seed), 0
+        ends = {"end": tokenizer.end_of_text, "start": tokenizer.start}
         self._search: Callable[[int], Any] = functools.cache(
-            lambda slots: beam_search(
-                decoder, self._beam, slots=slots, end=tokenizer.end_of_text, start=tokenizer.start
+            lambda slots: (
+                beam_search(decoder, self._beam, slots=slots, **ends)
+                if drawn is None
+                else random_search(decoder, drawn, slots=slots, **ends)
             )
         )
 
@@ -79,7 +120,8 @@ class Translator:
         run, pairs = forced_decoding(self._decoder), iter(pairs)
         number = 0
         while chunk := list(itertools.islice(pairs, _ROWS)):
-            sides = [encode(self._tokenizer, side) for side in zip(*chunk, strict=True)]
+            tokenizers = (self._source_tokenizer, self._tokenizer)
+            sides = [encode(t, side) for t, side in zip(tokenizers, zip(*chunk, strict=True), strict=True)]
             longest = [max(map(len, side)) + 1 for side in sides]
             if max(longest) > self._context:
                 raise UserError(
@@ -100,7 +142,26 @@ class Translator:
 
     def _chunk(self, lines: Sequence[str]) -> list[list[Candidate]]:
         self.counts.lines += len(lines)
-        sources = encode(self._tokenizer, lines)
+        parts = self._parts(lines)
+        found = iter(self._translated([part for line in parts for part in line]))
+        return [_joined([next(found) for _ in line]) for line in parts]
+
+    def _parts(self, lines: Sequence[str]) -> list[list[str]]:
+        """Returns each line in parts that the model takes: nearly always one."""
+        parts = [[line] for line in lines]
+        for i, tokens in enumerate(encode(self._source_tokenizer, lines)):
+            if len(tokens) < self._longest:
+                continue
+            words = words_of(lines[i])
+            sizes = [len(tokens) for tokens in encode(self._source_tokenizer, words)]
+            pieces = split_words(words, sizes, self._longest - 1)
+            parts[i] = [" ".join(piece) for piece in pieces]
+            self.counts.split += len(pieces) > 1
+        return parts
+
+    def _translated(self, lines: Sequence[str]) -> list[list[Candidate]]:
+        """Returns the candidates of each line; of one that is too long, of its beginning."""
+        sources = encode(self._source_tokenizer, lines)
         found: list[list[Candidate]] = [[Candidate("", 0.0, 0.0)] for _ in lines]
         order = sorted((i for i, line in enumerate(lines) if line.strip()), key=lambda i: len(sources[i]))
         for i in order:
@@ -111,14 +172,19 @@ class Translator:
             same = list(members)
             for start in range(0, len(same), _ROWS):
                 part = same[start : start + _ROWS]
-                for i, candidates in zip(part, self._batch([sources[i] for i in part], width), strict=True):
+                numbers = [self._seen + i for i in part]
+                batch = self._batch([lines[i] for i in part], [sources[i] for i in part], width, numbers)
+                for i, candidates in zip(part, batch, strict=True):
                     found[i] = candidates
+        self._seen += len(lines)
         return found
 
-    def _batch(self, sources: Sequence[Sequence[int]], width: int) -> list[list[Candidate]]:
+    def _batch(
+        self, lines: Sequence[str], sources: Sequence[Sequence[int]], width: int, numbers: Sequence[int]
+    ) -> list[list[Candidate]]:
         # Rows in powers of two, so that batches of any size compile few programs; an added one ends at once.
         rows = 1 << (len(sources) - 1).bit_length()
-        end = self._tokenizer.end_of_text
+        end = self._source_tokenizer.end_of_text
         padded = np.full((rows, width), end, np.int32)
         lengths, limits = np.ones(rows, np.int32), np.ones(rows, np.int32)
         for i, source in enumerate(sources):
@@ -126,20 +192,74 @@ class Translator:
             lengths[i] = len(source) + 1
             limits[i] = min(_longest(len(source) + 1), self._context)
         search = self._search(min(_longest(width), self._context))
-        arrays = (jnp.asarray(x) for x in (padded, lengths, limits))
+        arrays = [jnp.asarray(x) for x in (padded, lengths, limits)]
+        if self._draws:
+            ids = jnp.asarray([*numbers, *[0] * (rows - len(numbers))], jnp.uint32)
+            arrays.append(jax.vmap(jax.random.fold_in, (None, 0))(self._key, ids))
         found: Hypotheses = jax.tree.map(np.asarray, search(self._params, *arrays))
-        return [self._candidates(found, i) for i in range(len(sources))]
+        texts = self._texts(lines, found, arrays[0], arrays[1])
+        return [self._candidates(found, i, texts[i]) for i in range(len(sources))]
 
-    def _candidates(self, found: Hypotheses, row: int) -> list[Candidate]:
-        candidates = []
-        for tokens, score, total in zip(*(part[row] for part in found), strict=True):
-            if score > DEAD / 2:
-                text = decode(self._tokenizer, itertools.takewhile(self._goes_on, tokens.tolist()))
-                candidates.append(Candidate(text, float(score), float(total)))
-        return candidates
+    def _texts(
+        self, lines: Sequence[str], found: Hypotheses, source: Array, lengths: Array
+    ) -> list[list[str]]:
+        """Returns the text of every hypothesis of every line."""
+        tokens = [[list(itertools.takewhile(self._goes_on, h.tolist())) for h in row] for row in found.tokens]
+        texts = [[decode(self._tokenizer, hypothesis) for hypothesis in row] for row in tokens[: len(lines)]]
+        unknown = self._tokenizer.unknown
+        for place in range(found.tokens.shape[1]) if self._replaces else ():
+            if not any(unknown in row[place] for row in tokens[: len(lines)]):
+                continue
+            begun = np.roll(found.tokens[:, place], 1, axis=1)
+            begun[:, 0] = self._tokenizer.start
+            weights = np.asarray(self._attention(self._params, source, lengths, jnp.asarray(begun)))
+            for i, line in enumerate(lines):
+                if unknown in tokens[i][place]:
+                    texts[i][place] = self._replaced(line, tokens[i][place], weights[i])
+        return texts
+
+    def _replaced(
+        self, line: str, tokens: Sequence[int], weights: Float[np.ndarray, "length source_length"]
+    ) -> str:
+        """Returns the text of tokens with source words in the place of words that have an unknown part."""
+        words = words_of(line)
+        sizes = [len(pieces) for pieces in encode(self._source_tokenizer, words)]
+        target: list[list[int]] = []
+        for token in tokens:
+            if not target or self._tokenizer.begins_word(token):
+                target.append([])
+            target[-1].append(token)
+        # A line that was cut off has fewer pieces than its words.
+        attention = of_words(weights, sizes, [len(pieces) for pieces in target])
+        return " ".join(
+            words[int(attention[j].argmax())]
+            if self._tokenizer.unknown in pieces
+            else decode(self._tokenizer, pieces)
+            for j, pieces in enumerate(target)
+        )
+
+    def _candidates(self, found: Hypotheses, row: int, texts: Sequence[str]) -> list[Candidate]:
+        scored = zip(texts, found.scores[row], found.log_probabilities[row], strict=True)
+        return [
+            Candidate(text, float(score), float(total)) for text, score, total in scored if score > DEAD / 2
+        ]
 
     def _goes_on(self, token: int) -> bool:
         return token != self._tokenizer.end_of_text
+
+
+def _joined(parts: Sequence[Sequence[Candidate]]) -> list[Candidate]:
+    """Returns the candidates of a line, given those of its parts: the best joined, then the second best …"""
+    if len(parts) == 1:
+        return list(parts[0])
+    return [
+        Candidate(
+            " ".join(one.text for one in ones if one.text),
+            sum(one.score for one in ones),
+            sum(one.log_probability or 0.0 for one in ones),
+        )
+        for ones in zip(*parts, strict=False)
+    ]
 
 
 def _width(length: int) -> int:

@@ -67,15 +67,20 @@ class ModelDecoder:
     model: Any
     """Its description."""
 
+    def module(self) -> EncoderDecoder:
+        """Returns the network as decoding needs it."""
+        module: EncoderDecoder = self.model.build()
+        return module
+
     def encode(self, params: Any, source: Int[Array, "batch source_length"], place: Tokens) -> Any:
         """Returns the memory of the sources."""
-        return self.model.build().apply({"params": params}, source, place, method="encode")
+        return self.module().apply({"params": params}, source, place, method="encode")
 
     def step(
         self, params: Any, tokens: Int[Array, "rows 1"], memory: Any, place: Tokens, cache: Any
     ) -> tuple[Float[Array, "rows vocabulary"], Any]:
         """Returns the logits of the next token, and the state with these tokens."""
-        logits, cache = self.model.build().apply(
+        logits, cache = self.module().apply(
             {"params": params}, tokens, memory, place, cache=cache, method="decode"
         )
         return logits[:, -1], cache

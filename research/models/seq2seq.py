@@ -41,6 +41,8 @@ class Seq2Seq:
 
     vocabulary: int = 10000
     """Rows of the embedding, which source and target share."""
+    source_vocabulary: int | None = None
+    """Rows of an embedding of the source's own; the target then has the other alone."""
     context: int = 1024
     """Longest sentence, in tokens, that is translated."""
     layers: int = 2
@@ -66,8 +68,9 @@ class Seq2Seq:
         """Returns the Flax module."""
         return Seq2SeqModule(self)
 
-    def decoder(self) -> Seq2SeqDecoder:
-        """Returns the model as decoding drives it."""
+    def decoder(self, layer: int | None = None) -> Seq2SeqDecoder:
+        """Returns the model as decoding drives it; it has one layer of attention and always tells it."""
+        del layer
         return Seq2SeqDecoder(self)
 
     def training_flops(self, shapes: Mapping[str, tuple[int, ...]], *, visible: bool) -> float:
@@ -149,6 +152,8 @@ class Seq2SeqModule(EncoderDecoder):
         """Names the parts."""
         model, width = self.model, self.model.width
         self.token_embedding = Embedding(model.vocabulary, width, width**-0.5)
+        if model.source_vocabulary is not None:
+            self.source_embedding = Embedding(model.source_vocabulary, width, width**-0.5)
         self.encoder = LSTM(width, model.layers, model.bidirectional, model.dropout)
         inputs = [width * (2 if model.input_feeding else 1), *[width] * (model.layers - 1)]
         self.cells = [LSTMWeights(n, width) for n in inputs]
@@ -188,7 +193,8 @@ class Seq2SeqModule(EncoderDecoder):
             order = last - jnp.arange(source.shape[1], dtype=jnp.int32)[None]
             source = jnp.take_along_axis(source, jnp.where(order < 0, 0, order), axis=1)
         input_key, stack_key = (None, None) if key is None else jax.random.split(key)
-        x = dropout(self._embed(source), self.model.dropout, input_key)
+        table = self.token_embedding if self.model.source_vocabulary is None else self.source_embedding
+        x = dropout(self._embed(source, table), self.model.dropout, input_key)
         values, state = self.encoder(x, present, stack_key)
         how = self.model.attention
         keys = (
@@ -220,7 +226,7 @@ class Seq2SeqModule(EncoderDecoder):
         input_key, step_key, output_key = (None,) * 3 if key is None else tuple(jax.random.split(key, 3))
         positions = positions_of(place, tokens.shape[1])
         positions = jnp.broadcast_to(positions, tokens.shape)
-        x = dropout(self._embed(tokens), model.dropout, input_key)
+        x = dropout(self._embed(tokens, self.token_embedding), model.dropout, input_key)
         dtype = x.dtype
         weights = jax.tree.map(lambda x: x.astype(dtype), self._weights())
         kernel, _, bias = weights.cells[0]
@@ -240,8 +246,10 @@ class Seq2SeqModule(EncoderDecoder):
         logits = self.token_embedding.attend(out) if model.tied_head else self.head(out).astype(jnp.float32)
         return logits, state
 
-    def _embed(self, tokens: Int[Array, "batch length"]) -> Float[Array, "batch length width"]:
-        x = self.token_embedding(tokens, jnp.dtype(self.model.dtype))
+    def _embed(
+        self, tokens: Int[Array, "batch length"], table: Embedding
+    ) -> Float[Array, "batch length width"]:
+        x = table(tokens, jnp.dtype(self.model.dtype))
         return x * jnp.asarray(self.model.width**0.5, x.dtype)
 
     def _begin(self, memory: SourceMemory, rows: int) -> DecoderState:

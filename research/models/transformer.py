@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from research.attention.cache import Slots
+from research.attention.cache import KeyValues, MemoryRead, Slots
 from research.attention.catalogue import Attention
 from research.attention.dropout import dropout
 from research.attention.engines import EngineName
@@ -47,6 +47,8 @@ class Transformer(Stacked):
 
     vocabulary: int = 37000
     """Rows of the embedding, which source and target share."""
+    source_vocabulary: int | None = None
+    """Rows of an embedding of the source's own; the target then has the other alone."""
     context: int = 1024
     """Longest sentence, in tokens: rows of learned positions, and the most that is translated at once."""
     layers: int = 6
@@ -108,12 +110,24 @@ class Transformer(Stacked):
         """Returns the decoder's empty decoding state for ``batch`` rows of at most ``slots`` tokens."""
         return empty_cache(self.specs("decoder"), self.decoder_depth, batch, slots, jnp.dtype(self.dtype))
 
-    def decoder(self) -> TransformerDecoder:
-        """Returns the model as decoding drives it."""
-        return TransformerDecoder(self)
+    def decoder(self, layer: int | None = None) -> TransformerDecoder:
+        """Returns the model as decoding drives it.
 
-    def specs(self, side: Literal["encoder", "decoder"]) -> tuple[BlockSpec, ...]:
-        """Returns the repeating group of blocks of the encoder or the decoder."""
+        Args:
+          layer: the decoder's layer whose cross-attention it tells, from 0; from the end if negative, the
+            first where there are too few. None: none, which is faster.
+        """
+        if layer is not None and layer < 0:
+            layer = max(layer + self.decoder_depth, 0)
+        return TransformerDecoder(self, layer)
+
+    def specs(self, side: Literal["encoder", "decoder"], *, tells: bool = False) -> tuple[BlockSpec, ...]:
+        """Returns the repeating group of blocks of the encoder or the decoder.
+
+        Args:
+          side: which of them.
+          tells: whether cross-attention keeps its weights in the decoding state.
+        """
         attention = AttentionSpec(
             geometry=self.geometry,
             causal=side == "decoder",
@@ -124,6 +138,7 @@ class Transformer(Stacked):
             # Glorot & Bengio (2010), as the authors' own code had it.
             stddev=self.width**-0.5,
             output_stddev=math.sqrt(2.0 / (self.width + self.hidden)),
+            tells=tells,
         )
         block = BlockSpec(
             attention, self.hidden, self.feed_forward, self.norm, self.bias,
@@ -181,14 +196,19 @@ class TransformerModule(EncoderDecoder):
     """The network a ``Transformer`` describes."""
 
     model: Transformer
+    tells: bool = False
+    """Whether cross-attention keeps its weights in the decoding state."""
 
     def setup(self) -> None:
         """Names the parts."""
         model = self.model
         self.token_embedding = Embedding(model.vocabulary, model.width, model.width**-0.5)
+        if model.source_vocabulary is not None:
+            self.source_embedding = Embedding(model.source_vocabulary, model.width, model.width**-0.5)
         self.encoder_input, self.decoder_input = _Input(model), _Input(model)
         self.encoder = Stack(model.specs("encoder"), model.layers, model.depth, model.remat)
-        self.decoder = Stack(model.specs("decoder"), model.decoder_depth, model.depth, model.remat)
+        decoder = model.specs("decoder", tells=self.tells)
+        self.decoder = Stack(decoder, model.decoder_depth, model.depth, model.remat)
         if model.placement == "pre":
             self.encoder_norm = Norm(model.norm, model.bias, model.norm_epsilon)
             self.decoder_norm = Norm(model.norm, model.bias, model.norm_epsilon)
@@ -206,7 +226,9 @@ class TransformerModule(EncoderDecoder):
     ) -> Memory:
         """Returns what the decoder reads of the source; arguments as for the call."""
         input_key, stack_key = (None, None) if key is None else jax.random.split(key)
-        x = self.token_embedding(source, jnp.dtype(self.model.dtype))
+        shared = self.model.source_vocabulary is None
+        table = self.token_embedding if shared else self.source_embedding
+        x = table(source, jnp.dtype(self.model.dtype))
         x, _ = self.encoder(self.encoder_input(x, place, input_key), Context(place), None, stack_key)
         return placed(self.encoder_norm(x) if self.model.placement == "pre" else x), place
 
@@ -250,6 +272,12 @@ class TransformerDecoder(ModelDecoder):
     """A Transformer as decoding drives it (see `research.inference.beam.Decoder`)."""
 
     model: Transformer
+    layer: int | None = None
+    """The layer whose cross-attention is told; None: none."""
+
+    def module(self) -> TransformerModule:
+        """Returns the network as decoding needs it."""
+        return TransformerModule(self.model, self.layer is not None)
 
     def empty_cache(self, batch: int, slots: int) -> Cache:
         """Returns the decoding state before the first token."""
@@ -258,9 +286,24 @@ class TransformerDecoder(ModelDecoder):
     def take_rows(self, cache: Cache, rows: Int[Array, " rows"]) -> Cache:
         """Returns the state of the given rows; what belongs to the memories stays where it is."""
         layers, slots = cache
-        moved = tuple((jax.tree.map(lambda x: x[:, rows], own), of_memory) for own, of_memory in layers)
+        moved = tuple(
+            (jax.tree.map(lambda x: x[:, rows], own), _of_rows(of_memory, rows)) for own, of_memory in layers
+        )
         return moved, dataclasses.replace(slots, positions=slots.positions[rows])
 
-    def attention(self, cache: Cache) -> None:
-        """Returns None: the weights never leave the attention engine."""
-        del cache
+    def attention(self, cache: Cache) -> Float[Array, "rows source_length"] | None:
+        """Returns attention weights of the last token, means over the heads of ``layer``, if there is one."""
+        if self.layer is None:
+            return None
+        group, block = divmod(self.layer, len(cache[0]))
+        read = cache[0][block][1]
+        assert isinstance(read, MemoryRead)
+        weights: Float[Array, "rows source_length"] = read.weights[group, :, -1]
+        return weights
+
+
+def _of_rows(of_memory: KeyValues | MemoryRead | None, rows: Int[Array, " rows"]) -> Any:
+    """Returns what the decoder keeps of the memories; keys and values are theirs, weights the rows'."""
+    if not isinstance(of_memory, MemoryRead):
+        return of_memory
+    return dataclasses.replace(of_memory, weights=of_memory.weights[:, rows])

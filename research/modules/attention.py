@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from research.attention.biases import AlibiBias, Bias, BucketBias, alibi_slopes
-from research.attention.cache import KeyValues, Slots
+from research.attention.cache import KeyValues, MemoryRead, Slots
 from research.attention.dropout import dropout
 from research.attention.engines import EngineName, attend
 from research.attention.masks import Causal, Everything, Mask, SameSegment, Tokens, positions_of
@@ -40,6 +40,8 @@ class AttentionSpec:
     """Of the normalisation of queries and keys, where there is one."""
     stddev: float = 0.02
     output_stddev: float = 0.02
+    tells: bool = False
+    """Whether cross-attention keeps its weights in the decoding state; they are computed apart."""
 
 
 class MultiHeadAttention(nn.Module):
@@ -58,7 +60,7 @@ class MultiHeadAttention(nn.Module):
         *,
         memory: Float[Array, "memories memory_length width"] | None = None,
         memory_tokens: Tokens | None = None,
-        projected: KeyValues | None = None,
+        projected: KeyValues | MemoryRead | None = None,
         cache: tuple[Any, Slots] | None = None,
         key: Key[Array, ""] | None = None,
     ) -> tuple[Float[Array, "batch length width"], Any]:
@@ -76,6 +78,7 @@ class MultiHeadAttention(nn.Module):
         """
         spec, geometry, softmax = self.spec, self.spec.geometry, self.spec.mechanism
         assert isinstance(softmax, Softmax)
+        projected = projected.key_values if isinstance(projected, MemoryRead) else projected
         q, k, v = self._project(x, x if memory is None else memory, projected)
         if softmax.qk_norm:
             one = (geometry.head_dim,)
@@ -96,12 +99,16 @@ class MultiHeadAttention(nn.Module):
         if softmax.sink:
             sink = self.param("sink", nn.initializers.zeros, (geometry.heads,), jnp.float32)
         weight_key, output_key = (None, None) if key is None else jax.random.split(key)
-        out = self._attend(
-            q, k, v,
-            mask=mask, q_tokens=q_tokens, kv_tokens=kv_tokens, scale=scale(spec, q.shape[-1]),
-            soft_cap=softmax.soft_cap, bias=bias, sink=sink,
-            dropout=spec.dropout, dropout_key=weight_key, engine=spec.engine,
-        )  # fmt: skip
+        how: dict[str, Any] = {
+            "mask": mask, "q_tokens": q_tokens, "kv_tokens": kv_tokens, "scale": scale(spec, q.shape[-1]),
+            "soft_cap": softmax.soft_cap, "bias": bias, "sink": sink,
+        }  # fmt: skip
+        out = self._attend(q, k, v, dropout=spec.dropout, dropout_key=weight_key, engine=spec.engine, **how)
+        if spec.tells and memory is not None:
+            # What is read of the identity are the weights.
+            identity = jnp.broadcast_to(jnp.eye(k.shape[1])[None, :, None], (*k.shape[:3], k.shape[1]))
+            weights = attend(q, k, identity, engine="reference", **how).mean(2)
+            layer = MemoryRead(layer, weights.reshape(*x.shape[:2], -1))
         heads = (geometry.heads, geometry.head_dim)
         out = out.reshape(*x.shape[:2], *heads)
         if softmax.gate:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -56,23 +57,69 @@ def lstm(
       present: tokens that are real; others leave the state as it is, give 0 and may hold NaN.
       reverse: go from the last token to the first.
     """
-    recurrent = recurrent.astype(projected.dtype)
     if present is not None:
         projected = jnp.where(present[..., None], projected, jnp.zeros((), projected.dtype))
-
-    def step(state: CellState, token: Any) -> tuple[CellState, Array]:
-        gates, here = token
-        after = CellState(*lstm_cell(gates + state.hidden @ recurrent, state.memory))
-        if here is None:
-            return after, after.hidden
-        after = CellState(
-            *(jnp.where(here[:, None], new, old) for new, old in zip(after, state, strict=True))
-        )
-        return after, jnp.where(here[:, None], after.hidden, 0.0)
-
     tokens = (projected.swapaxes(0, 1), None if present is None else present.T)
-    state, outputs = jax.lax.scan(step, state, tokens, reverse=reverse)
+    outputs, state = _recurrence(reverse, recurrent.astype(projected.dtype), state, tokens)
     return outputs.swapaxes(0, 1), state
+
+
+Token = tuple[Array, Array | None]
+"""Projected inputs, and whether they are real; with a leading axis, those of all tokens."""
+
+
+def _after(
+    gates: Float[Array, "batch gates"], state: CellState, here: Bool[Array, " batch"] | None
+) -> tuple[CellState, Float[Array, "batch width"]]:
+    """Returns the state after a token, and what is put out."""
+    after = CellState(*lstm_cell(gates, state.memory))
+    if here is None:
+        return after, after.hidden
+    after = CellState(*(jnp.where(here[:, None], new, old) for new, old in zip(after, state, strict=True)))
+    return after, jnp.where(here[:, None], after.hidden, 0.0)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _recurrence(
+    reverse: bool, recurrent: Float[Array, "width gates"], state: CellState, tokens: Token
+) -> tuple[Float[Array, "length batch width"], CellState]:
+    """Returns the outputs of all tokens and the state after them.
+
+    Its gradient is written out, once and in reverse only, so that U's is one product over all tokens after
+    the loop, not a sum of one per token in it.
+    """
+    (outputs, state), _ = _forward(reverse, recurrent, state, tokens)
+    return outputs, state
+
+
+def _forward(reverse: bool, recurrent: Array, state: CellState, tokens: Token) -> tuple[Any, Any]:
+    def step(state: CellState, token: Token) -> tuple[CellState, Any]:
+        gates = token[0] + state.hidden @ recurrent
+        after, output = _after(gates, state, token[1])
+        return after, (output, gates, state)
+
+    end, (outputs, gates, before) = jax.lax.scan(step, state, tokens, reverse=reverse)
+    return (outputs, end), (recurrent, gates, before, tokens[1])
+
+
+def _backward(reverse: bool, saved: Any, cotangents: Any) -> Any:
+    recurrent, gates, before, present = saved
+    outputs, end = cotangents
+
+    def step(after: CellState, token: Any) -> tuple[CellState, Array]:
+        output, gates, before, here = token
+        _, pull = jax.vjp(lambda gates, state: _after(gates, state, here), gates, before)
+        of_gates, of_before = pull((after, output))
+        return CellState(of_before.hidden + of_gates @ recurrent.T, of_before.memory), of_gates
+
+    tokens = (outputs, gates, before, present)
+    state, of_gates = jax.lax.scan(step, end, tokens, reverse=not reverse)
+    of_recurrent = jnp.einsum("tbw,tbg->wg", before.hidden, of_gates)
+    # `present` has no gradient.
+    return of_recurrent, state, (of_gates, None)
+
+
+_recurrence.defvjp(_forward, _backward)
 
 
 class LSTMWeights(nn.Module):

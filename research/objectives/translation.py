@@ -45,6 +45,14 @@ class Translation:
     def problems(self, model: Any, data: Any) -> Iterator[str]:
         """Yields what keeps the model from learning this from the data, each as one clear sentence."""
         yield from too_long(data.length, model.context)
+        if (data.source_tokenizer is None) != (model.source_vocabulary is None):
+            here, there = "data.source_tokenizer", "model.source_vocabulary"
+            if data.source_tokenizer is None:
+                here, there = there, here
+            yield (
+                f"{here} without {there}: sides with vocabularies of their own cannot share an embedding; "
+                "set both or neither"
+            )
 
     def inputs(self, batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Returns source and target tokens, and where they stand."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from research.errors import UserError
-from research.report import page
+from research.report import attention, page
 from research.report.figures import lines
 from research.training.run_directory import (
     RunDirectory,
@@ -41,6 +41,7 @@ def write_report(runs: Sequence[str | Path], out: Path | None = None) -> Path:
     if len(found) > 1:
         parts += [page.heading("In what they differ"), _differences(found, names)]
     parts += [page.heading("Curves"), *_curves(found, names)]
+    parts += attention.section(found, names)
     parts.append(page.heading("Descriptions"))
     for run, name in zip(found, names, strict=True):
         parts.append(page.preformatted(name, json.dumps(run.description(), indent=2)))

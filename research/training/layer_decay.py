@@ -13,7 +13,7 @@ from research.training.paths import path_name
 
 _BLOCK = re.compile(r"blocks(?:_(\d+))?/")
 _LEAD = re.compile(r"(^|/)lead/")
-_INPUT = re.compile(r"(^|/)(token_embedding|position_embedding|input)/")
+_INPUT = re.compile(r"(^|/)(token_embedding|source_embedding|position_embedding|input)/")
 
 
 def scale_by_layer(decay: float) -> optax.GradientTransformation:

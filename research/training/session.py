@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -67,7 +68,10 @@ def run(
         sharding = experiment.sharding
         mesh = make_mesh(sharding.data, sharding.fsdp, sharding.tensor, sharding.sequence)
         validate(experiment, mesh.shape)
-        prepared = experiment.data.prepare(vocabulary=experiment.model.vocabulary, report=report)
+        model: Any = experiment.model
+        own = getattr(model, "source_vocabulary", None)  # of models that translate
+        sizes = {} if own is None else {"source_vocabulary": own}
+        prepared = experiment.data.prepare(vocabulary=model.vocabulary, **sizes, report=report)
         parts = functions(experiment, mesh)
         program = build(experiment, prepared, parts)
         program.batches()

@@ -24,7 +24,7 @@ FSDP_TENSOR: Table = (
     (r"((state|source|position)_projection|attentional)/kernel$", P("fsdp", "tensor")),
     (r"state_projection/bias$", P("tensor")),
     (r"(score|coverage|position)_vector$", P()),
-    (r"token_embedding/table$", P("tensor", "fsdp")),
+    (r"(token|source)_embedding/table$", P("tensor", "fsdp")),
     (r"position_embedding/table$", P(None, "fsdp")),
     (r"type_embedding/table$", P(None, "fsdp")),
     (r"(pair_head|class_head)/kernel$", P("fsdp", None)),

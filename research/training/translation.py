@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from research.data.bitext import Bitext, PreparedBitext
@@ -10,7 +11,10 @@ from research.data.parallel import ParallelText
 from research.data.tokenizer import Tokenizer
 from research.errors import UserError
 from research.inference.beam import Beam
+from research.inference.ensemble import Ensemble
 from research.inference.phrase_translation import PhraseTranslator
+from research.inference.sampling import Decoding
+from research.inference.soft_alignment import SoftAligner
 from research.inference.translate import Translator
 from research.models.seq2seq import Seq2Seq
 from research.models.transformer import Transformer
@@ -26,6 +30,9 @@ from research.training.trained import load as load_trained
 from research.training.trained_phrases import TrainedPhrases
 from research.training.trained_phrases import load as load_phrases
 
+ALIGNING = -2
+"""The layer of a Transformer's decoder whose cross-attention is read as an alignment: the last but one, which
+has been found to align best (Garg et al., 2019)."""
 TranslationRun = Trained | TrainedPhrases
 """A run that translates."""
 
@@ -45,23 +52,117 @@ def load(path: str, checkpoint: str = "best") -> TranslationRun:
     return trained
 
 
-def translator_of(run: TranslationRun, beam: Beam, candidates: int = 1) -> Translator | PhraseTranslator:
-    """Returns the translator of a run.
+def translator_of(
+    run: TranslationRun,
+    beam: Beam,
+    candidates: int = 1,
+    *,
+    ensemble: Sequence[TranslationRun] = (),
+    replace_unknown: bool = False,
+    drawn: Decoding | None = None,
+    seed: int = 0,
+) -> Translator | PhraseTranslator:
+    """Returns the translator of a run, or of several as one.
 
     Args:
       run: what translates.
       beam: how a network's translations are searched for, and how many candidates it yields.
       candidates: how many a phrase-based system yields.
+      ensemble: runs whose probabilities are averaged with those of the first.
+      replace_unknown: put source words in the place of what the target's tokenizer does not have.
+      drawn: draw one translation of each line so, instead of searching for the best.
+      seed: of the draws.
+
+    Raises:
+      UserError: the runs of an ensemble are not all networks with the same tokenizers, or unknown words
+        cannot be replaced.
     """
     if isinstance(run, TrainedPhrases):
+        if ensemble or replace_unknown or drawn:
+            what = "it copies unknown words in any case" if replace_unknown else "this is for networks"
+            raise UserError(f"{run.directory.path} is phrase-based: {what}")
         return run.translator(candidates)
-    return translator(run.experiment.model, run.params, run.tokenizer, beam)
+    members = [run, *(_member(other, run) for other in ensemble)]
+    if replace_unknown:
+        _check_unknown(run, members)
+    layer = ALIGNING if replace_unknown or beam.coverage_penalty else None
+    decoders = [_network(member.experiment.model).decoder(layer) for member in members]
+    return Translator(
+        decoders[0] if not ensemble else Ensemble(tuple(decoders)),
+        run.params if not ensemble else tuple(member.params for member in members),
+        run.tokenizer,
+        context=min(_network(member.experiment.model).context for member in members),
+        beam=beam,
+        source_tokenizer=_source_tokenizer(run),
+        longest=_bitext(run).length,
+        replace_unknown=replace_unknown,
+        drawn=drawn,
+        seed=seed,
+    )
 
 
-def translator(model: Any, params: Any, tokenizer: Tokenizer, beam: Beam | None = None) -> Translator:
-    """Returns the translator of a model with these parameters."""
+def _network(model: Any) -> Transformer | Seq2Seq:
     assert isinstance(model, Transformer | Seq2Seq)
-    return Translator(model.decoder(), params, tokenizer, context=model.context, beam=beam)
+    return model
+
+
+def _bitext(run: Trained) -> Bitext:
+    assert isinstance(run.experiment.data, Bitext)
+    return run.experiment.data
+
+
+def _source_tokenizer(run: Trained) -> Tokenizer:
+    return _bitext(run).load_source_tokenizer(run.directory.path)
+
+
+def _member(other: TranslationRun, run: Trained) -> Trained:
+    """Returns a run that can translate as one with another; UserError if it cannot."""
+    names = f"{other.directory.path} and {run.directory.path}"
+    if isinstance(other, TrainedPhrases):
+        raise UserError(f"{other.directory.path} is phrase-based: an ensemble is of networks")
+    data = (_bitext(other), _bitext(run))
+    languages = [(part.source_language, part.target_language) for part in data]
+    if languages[0] != languages[1]:
+        raise UserError(f"{names} translate different languages: they make no ensemble")
+    sources = [_source_tokenizer(one).digest() for one in (other, run)]
+    targets = [(one.tokenizer.digest(), one.tokenizer.start) for one in (other, run)]
+    if sources[0] != sources[1] or targets[0] != targets[1]:
+        raise UserError(f"{names} have different vocabularies: they make no ensemble")
+    return other
+
+
+def _check_unknown(run: Trained, members: Sequence[Trained]) -> None:
+    if run.tokenizer.unknown is None:
+        raise UserError(f"{run.directory.path} has no unknown words: its tokenizer can express any text")
+    blind = [one for one in members if not tells(one.experiment.model)]
+    if blind:
+        raise UserError(f"{blind[0].directory.path} has no attention that says where an unknown word is from")
+
+
+def aligner_of(run: TranslationRun, layer: int | None = None) -> SoftAligner:
+    """Returns what tells how a run attends to its sources.
+
+    Args:
+      run: a network.
+      layer: the layer of a Transformer's decoder that is read, from 0; None: the last but one.
+
+    Raises:
+      UserError: the run has no attention to the source, or no such layer.
+    """
+    if isinstance(run, TrainedPhrases) or not tells(run.experiment.model):
+        raise UserError(f"{run.directory.path} has no attention to its source: nothing tells its alignment")
+    model = _network(run.experiment.model)
+    layers = model.decoder_depth if isinstance(model, Transformer) else 1
+    if layer is not None and not 0 <= layer < layers:
+        raise UserError(f"--layer {layer}: {run.directory.path} has the layers 0 to {layers - 1}")
+    tokenizers = (_source_tokenizer(run), run.tokenizer)
+    decoder = model.decoder(ALIGNING if layer is None else layer)
+    return SoftAligner(decoder, run.params, tokenizers, context=model.context)
+
+
+def tells(model: Any) -> bool:
+    """Returns whether a model can tell which source words it attends to."""
+    return not isinstance(model, Seq2Seq) or model.attention is not None
 
 
 def conclude(
@@ -80,9 +181,11 @@ def conclude(
     if experiment.samples and "valid" in text.splits():
         report(f"translating {experiment.samples} validation sentences")
         pairs = [pair for pair, _ in zip(text.pairs("valid"), range(experiment.samples), strict=False)]
-        found = translator(experiment.model, whole(params), prepared.tokenizer).translate(
-            pair[0] for pair in pairs
-        )
+        model = _network(experiment.model)
+        found = Translator(
+            model.decoder(), whole(params), prepared.tokenizer,
+            context=model.context, source_tokenizer=prepared.source_tokenizer, longest=experiment.data.length,
+        ).translate(pair[0] for pair in pairs)  # fmt: skip
         names = ("source", "reference", "translation")
         values["samples"] = [
             dict(zip(names, (*pair, best[0].text), strict=True))
@@ -129,7 +232,10 @@ def translations(
     model = translator_of(trained, beam)
     for split in tests:
         report(f"translating {split}")
-        sources, references = (list(side) for side in zip(*text.pairs(split), strict=True))
+        pairs = list(text.pairs(split))
+        if not pairs:
+            raise UserError(f"the split {split!r} of the text is empty: there is nothing to translate")
+        sources, references = (list(side) for side in zip(*pairs, strict=True))
         found[split] = (sources, [best[0].text for best in model.translate(sources)], references)
     return found
 
@@ -147,7 +253,32 @@ def evaluate(
             **scores(*texts[1:], tokenised=data.tokenised),
             "by_length": by_length(*texts, tokenised=data.tokenised),
         }
+        try:
+            on_raw = raw_scores(data, split, texts[1])
+        except UserError as error:  # a directory may hold the tokenised form alone
+            report(f"{split} is not scored on raw text: {error}")
+        else:
+            splits[split] |= {} if on_raw is None else {"raw": on_raw}
     return {"run": str(trained.directory.path), "step": trained.step, "splits": splits}
+
+
+def raw_scores(data: ParallelText, split: str, hypotheses: Sequence[str]) -> dict[str, dict[str, Any]] | None:
+    """Returns scores of translations of Multi30k's tokenised form, detokenised, on its raw references.
+
+    Case plays no part: the tokenised form is lower-cased. None of other text.
+
+    Raises:
+      UserError: the raw text cannot be read.
+    """
+    from research.evaluation.bleu import scores
+    from research.evaluation.detokenization import detokenised
+
+    if data.corpus != "multi30k" or not data.tokenised:
+        return None
+    raw = dataclasses.replace(data, tokenised=False).open()
+    references = [target for _, target in raw.pairs(split)]
+    written = [detokenised(line, data.target_language) for line in hypotheses]
+    return scores(written, references, lowercase=True)
 
 
 def compare(

@@ -66,7 +66,7 @@ _ATTENTION = {
 }
 _NETWORK = {
     **dict.fromkeys(("vocabulary", "context", "layers", "decoder_layers", "width"), AT_LEAST_1),
-    **dict.fromkeys(("heads", "kv_heads", "head_dim", "feed_forward_width"), AT_LEAST_1),
+    **dict.fromkeys(("source_vocabulary", "heads", "kv_heads", "head_dim", "feed_forward_width"), AT_LEAST_1),
     **dict.fromkeys(("logit_soft_cap", "norm_epsilon"), ABOVE_0),
     "token_types": AT_LEAST_0,
     "dropout": RATE,

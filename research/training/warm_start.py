@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from research.data.bitext import SOURCE_TOKENIZER, Bitext
 from research.errors import UserError
 from research.models.bert import BERT
 from research.models.classifier import Classifier
@@ -30,7 +31,7 @@ RENAMED: dict[tuple[type, type], tuple[tuple[str, str], ...]] = {
     (BERT, Transformer): ((r"^stack/", "encoder/"), (r"^final_norm/", "encoder_norm/")),
 }
 """Where the parameters of one kind of model lie in another, by (the run's, the new one)."""
-_VOCABULARY = re.compile(r"(^|/)(token_embedding/table|token_head/bias|head/kernel|head_bias)$")
+_VOCABULARY = re.compile(r"(^|/)((token|source)_embedding/table|token_head/bias|head/kernel|head_bias)$")
 _POSITIONS = re.compile(r"(^|/)position_embedding/table$")
 
 
@@ -58,6 +59,8 @@ def started_from(experiment: Experiment, run: str) -> Experiment:
     data = experiment.data
     if any(field.name == "tokenizer" for field in dataclasses.fields(data)):
         changed: Any = {"tokenizer": str(directory.path / "tokenizer.json")}
+        if (directory.path / SOURCE_TOKENIZER).exists() and isinstance(data, Bitext):
+            changed["source_tokenizer"] = str(directory.path / SOURCE_TOKENIZER)
         data = dataclasses.replace(data, **changed)
     initial = dataclasses.replace(experiment.initial or WarmStart(), run=str(run))
     return dataclasses.replace(experiment, model=model, data=data, initial=initial)

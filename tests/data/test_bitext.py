@@ -74,6 +74,44 @@ def test_a_file_becomes_pairs_and_back(files):
     assert found["bits_per_byte"] == pytest.approx(bits)
 
 
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_sides_may_have_tokenizers_of_their_own(files, tmp_path, kind):
+    data = bitext(files, tokenizer=kind, source_tokenizer=kind)
+    said = []
+    prepared = data.prepare(vocabulary=290, source_vocabulary=280, report=said.append)
+    assert any(f"training a source {kind} tokenizer of 280" in line for line in said)
+    target, source = prepared.tokenizer, prepared.source_tokenizer
+    assert target.vocabulary <= 290 and source.vocabulary <= 280
+    for i in (3, 9):
+        ours, theirs = (
+            array[starts[i] : starts[i + 1]]
+            for array, starts in (
+                (prepared.train.source, prepared.train.source_starts),
+                (prepared.train.target, prepared.train.target_starts),
+            )
+        )
+        assert (decode(source, ours), decode(target, theirs)) == PAIRS[i]
+    if kind == "unigram":  # learned from one side, it knows nothing of the other
+        assert target.unknown in encode(target, ["many"])[0]
+        assert source.unknown not in encode(source, ["many"])[0]
+    for name, text in prepared.files().items():
+        (tmp_path / name).write_text(text)
+    assert data.load_tokenizer(tmp_path).digest() == target.digest()
+    assert data.load_source_tokenizer(tmp_path).digest() == source.digest() != target.digest()
+
+
+def test_joint_unigrams_and_what_does_not_fit(files, tmp_path):
+    prepared = bitext(files, tokenizer="unigram").prepare(vocabulary=100)
+    assert prepared.source_tokenizer is prepared.tokenizer and list(prepared.files()) == ["tokenizer.json"]
+    with pytest.raises(UserError, match=r"20 tokens are too few, [0-9]+ is the least"):
+        bitext(files, tokenizer="unigram").prepare(vocabulary=20)
+    prepared.tokenizer.save(tmp_path / "large.json")
+    with pytest.raises(UserError, match=r"data.source_tokenizer has .* and model.source_vocabulary is 9; it"):
+        bitext(files, source_tokenizer=str(tmp_path / "large.json")).prepare(
+            vocabulary=300, source_vocabulary=9
+        )
+
+
 def test_cleaning_is_counted(files):
     more = [("", "leer"), ("leer", "  "), PAIRS[0], ("long " * 50, "lang " * 50), ("x" * 40, "y")]
     for path, side in zip(files, zip(*more, strict=True), strict=True):
@@ -83,11 +121,12 @@ def test_cleaning_is_counted(files):
     said = []
     data = bitext(files, length=40, ratio=6.0, **valid)
     prepared = data.prepare(vocabulary=300, report=said.append)
-    assert said[-1] == "60 training pairs; left out: 2 empty, 1 duplicate, 1 long, 1 ratio"
+    assert said[-2] == "60 training pairs; left out: 2 empty, 1 duplicate, 1 long, 1 ratio"
     assert len(prepared.train) == 60 and len(prepared.valid) == 65  # validation is taken as it is
     again = []
     data.prepare(vocabulary=300, report=again.append)
-    assert again == [said[-1]]  # all from the cache
+    assert again == said[-2:]  # all from the cache
+    assert said[-1].startswith("batches of ") and said[-1].endswith("% of it is padding")
 
 
 @pytest.mark.parametrize(
@@ -106,6 +145,17 @@ def test_cleaning_is_counted(files):
 def test_bad_descriptions_are_one_line(fields, words):
     with pytest.raises(UserError, match=words.replace("(", r"\(")):
         Bitext(**fields).prepare(vocabulary=300)
+
+
+def test_an_empty_text_or_side_is_one_line(tmp_path):
+    for name, text in (("s", ""), ("t", ""), ("blank", "\n" * 3), ("full", "a\n" * 3)):
+        (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match="the training text is empty"):
+        bitext((tmp_path / "s", tmp_path / "t")).prepare(vocabulary=300)
+    with pytest.raises(UserError, match=r"full has 3 lines and .*t 0:"):
+        bitext((tmp_path / "full", tmp_path / "t")).prepare(vocabulary=300)
+    with pytest.raises(UserError, match=r"no pairs are left for data split 'train': .* 2 empty"):
+        bitext((tmp_path / "full", tmp_path / "blank")).prepare(vocabulary=300)
 
 
 def test_problems_are_told():

@@ -15,6 +15,7 @@ from research.data.buckets import (
     PairBatches,
     TokenPairs,
     gather,
+    padding,
     plan,
     train_batches,
 )
@@ -55,6 +56,18 @@ def test_plan_is_the_best_of_all_divisions(widths, count):
     assert padded([bucket.width for bucket in got]) == min(map(padded, choices))
     assert len(got) <= count
     assert all(b.rows % 4 == 0 and b.rows * b.width <= 100 < (b.rows + 4) * b.width for b in got)
+
+
+def test_the_share_of_padding_is_that_of_the_arrays():
+    random = np.random.default_rng(0)
+    sides = [[[1] * n for n in random.integers(1, 20, 64)] for _ in range(2)]
+    pairs = TokenPairs.of(*sides, 0)
+    buckets = [Bucket(8, 1), Bucket(14, 1), Bucket(20, 1)]
+    batches = [*OrderedPairBatches(pairs, buckets)]
+    assert len(batches) == 64  # of one row: none is filled up with rows of padding
+    real = sum(batch[name].sum() for batch in batches for name in ("source_segments", "segments"))
+    size = sum(2 * batch["tokens"].size for batch in batches)
+    assert padding(pairs, buckets) == pytest.approx(1 - real / size)
 
 
 def test_plan_refuses_a_batch_without_room():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -53,8 +54,56 @@ def test_lines_come_back_in_order_whatever_their_lengths():
         alone = next(model.translate([LINES[i]]))[0]
         assert alone.text == together[i].text
         np.testing.assert_allclose(alone.score, together[i].score, rtol=1e-4)
-    assert model.counts.truncated == 1
+    assert (model.counts.split, model.counts.truncated) == (1, 0)
     assert not any("\n" in candidate.text for candidate in together)
+
+
+@pytest.mark.slow
+def test_a_long_line_is_its_parts_and_a_long_word_its_beginning():
+    model, _ = translator("lstm")
+    model.counts.split = model.counts.truncated = 0
+    parts = ["a b c a b c a b c a b c .", "b b b a c , c a b c a b ."]
+    line, *alone = (found[0] for found in model.translate([" ".join(parts), *parts]))
+    assert model.counts.split == 1
+    assert line.text == " ".join(one.text for one in alone if one.text)
+    np.testing.assert_allclose(line.score, sum(one.score for one in alone), rtol=1e-4)
+    cut, whole = (found[0] for found in model.translate(["y" * 40, "y" * 22]))
+    assert model.counts.truncated == 1 and cut.text == whole.text
+
+
+def test_unknown_words_are_those_of_the_source_that_are_attended_to():
+    # Every word of the target is unknown, and attention goes to the same place in the source, a character.
+    class Copies:
+        def encode(self, params, source, place):
+            return source, place.segments.sum(1)
+
+        def empty_cache(self, batch, slots):
+            return None
+
+        def step(self, params, tokens, memory, place, cache):
+            source, lengths = (jnp.repeat(x, len(tokens) // len(x), axis=0) for x in memory)
+            at = jnp.minimum(place.positions[:, 0], source.shape[1] - 1)
+            begins = jnp.take_along_axis(source, at[:, None], axis=1)[:, 0] == words.encode(" ")[0]
+            said = jnp.where(begins, unigram.encode(" ")[0], unigram.unknown)
+            said = jnp.where(at < lengths - 1, said, unigram.end_of_text)
+            logits = 9.0 * jax.nn.one_hot(said, unigram.vocabulary)
+            return logits, jax.nn.one_hot(at, source.shape[1])
+
+        def take_rows(self, cache, rows):
+            return cache[rows]
+
+        def attention(self, cache):
+            return cache
+
+    unigram = Tokenizer.train_unigram([" a b c"] * 9, 12)
+    given = ["Oslo a b Rom", "Paris", ""]
+    words = Tokenizer.characters("OslabRomPir ")  # as many pieces as characters
+    model = Translator(
+        Copies(), {}, unigram, context=64, beam=Beam(1), source_tokenizer=words, replace_unknown=True
+    )
+    assert [found[0].text for found in model.translate(given)] == given
+    plain = Translator(Copies(), {}, unigram, context=64, beam=Beam(1), source_tokenizer=words)
+    assert next(plain.translate(["Paris"]))[0].text == ""
 
 
 @pytest.mark.parametrize("name", ["lstm", pytest.param("transformer", marks=pytest.mark.slow)])
@@ -92,26 +141,14 @@ def test_scoring_pairs_is_the_teacher_forced_probability(name):
         list(model.score([("a", "a " * 40)]))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", MODELS)
-def test_reversing_a_sequence_is_learned_whole(name):
-    # Training and decoding have to agree for that, masks, positions and caches included.
-    rng = np.random.default_rng(0)
-    words = np.array(["a", "b", "c"])
-    texts = [" ".join(words[rng.integers(0, 3, rng.integers(2, 6))]) for _ in range(600)]
-    backwards = [" ".join(reversed(text.split())) for text in texts]
-    pairs = TokenPairs.of(encode(tokenizer(), texts), encode(tokenizer(), backwards), 0)
+def learned(model, texts, wanted, steps):
+    """Returns the translator that a model becomes, trained on the pairs."""
+    pairs = TokenPairs.of(encode(tokenizer(), texts), encode(tokenizer(), wanted), 0)
     batches = PairBatches(pairs, plan(pairs.widths(), count=1, tokens=384, multiple=8), seed=0)
-    width = {"width": 32}
-    model = (
-        Seq2Seq(vocabulary=260, layers=1, dropout=0.0, **width)
-        if name == "lstm"
-        else Transformer(vocabulary=260, layers=2, heads=4, dropout=0.0, engine="reference", **width)
-    )
     objective, module = Translation(0.0), model.build()
     inputs, named = objective.inputs({k: jnp.asarray(v) for k, v in batches[0].items()})
     params = module.init(jax.random.key(0), *inputs, **named)["params"]
-    optimizer = optax.adam(optax.linear_schedule(6e-3, 0.0, 350))
+    optimizer = optax.adam(optax.linear_schedule(6e-3, 0.0, steps))
     loss = objective.loss(module.apply)
 
     @jax.jit
@@ -120,12 +157,47 @@ def test_reversing_a_sequence_is_learned_whole(name):
         gradient = jax.tree.map(lambda g: g / sums["weight"], gradient)
         with jax.numpy_dtype_promotion("standard"):
             updates, memory = optimizer.update(gradient, memory, params)
-        return optax.apply_updates(params, updates), memory, sums
+        return optax.apply_updates(params, updates), memory
 
     memory = optimizer.init(params)
-    for i in range(350):
-        params, memory, sums = step(params, memory, batches[i])
-    model = Translator(model.decoder(), params, tokenizer(), context=32, beam=Beam(2))
-    found = [candidates[0].text for candidates in model.translate(texts[:64])]
-    right = np.mean([text == wanted for text, wanted in zip(found, backwards, strict=False)])
-    assert right == 1.0, (right, float(sums["loss"] / sums["weight"]))
+    for i in range(steps):
+        params, memory = step(params, memory, batches[i])
+    return Translator(model.decoder(), params, tokenizer(), context=32, beam=Beam(2))
+
+
+def right(model, texts, wanted):
+    """Returns the share of texts that a translator gets wholly right."""
+    found = [candidates[0].text for candidates in model.translate(texts)]
+    return np.mean([text == reference for text, reference in zip(found, wanted, strict=True)])
+
+
+def sentences(count, shortest, longest):
+    """Returns random sentences of three words."""
+    rng = np.random.default_rng(0)
+    words = np.array(["a", "b", "c"])
+    return [" ".join(words[rng.integers(0, 3, rng.integers(shortest, longest + 1))]) for _ in range(count)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_reversing_a_sequence_is_learned_whole(name):
+    # Training and decoding have to agree for that, masks, positions and caches included.
+    model = (
+        Seq2Seq(vocabulary=260, layers=1, dropout=0.0, width=32)
+        if name == "lstm"
+        else Transformer(vocabulary=260, layers=2, heads=4, dropout=0.0, engine="reference", width=32)
+    )
+    texts = sentences(600, 2, 5)
+    backwards = [" ".join(reversed(text.split())) for text in texts]
+    assert right(learned(model, texts, backwards, 350), texts[:64], backwards[:64]) == 1.0
+
+
+@pytest.mark.slow
+def test_copying_is_learned_whole_with_attention_and_a_thought_vector_forgets_long_ones():
+    texts = sentences(900, 2, 10)
+    attentive = Seq2Seq(vocabulary=260, layers=1, dropout=0.0, width=32)
+    alone = dataclasses.replace(attentive, attention=None)
+    long = [text for text in texts if len(text.split()) >= 9][:64]
+    one, two = (learned(model, texts, texts, 350) for model in (attentive, alone))
+    assert right(one, texts[:64], texts[:64]) == 1.0 and right(one, long, long) == 1.0
+    assert right(two, long, long) < 0.6

@@ -13,6 +13,7 @@ import pytest
 from research.attention.masks import Tokens
 from research.attention.mechanisms import SlidingWindow
 from research.attention.positions import Learned, Rotary
+from research.models.seq2seq import Seq2Seq
 from research.models.transformer import Transformer
 
 MODEL = Transformer(
@@ -128,6 +129,21 @@ def test_a_token_at_a_time_with_shared_memories_equals_all_at_once(model):
             memory = (jnp.full_like(memory[0], jnp.nan), memory[1])  # its keys and values are in the cache
         else:
             np.testing.assert_allclose(logits, wanted[:, i], atol=2e-4, rtol=2e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["transformer", "lstm"])
+def test_a_source_with_a_table_of_its_own(kind):
+    shared = MODEL if kind == "transformer" else Seq2Seq(vocabulary=11, layers=1, width=8, dropout=0.0)
+    own = dataclasses.replace(shared, source_vocabulary=17)
+    params = dict(parameters(own))
+    table = params.pop("source_embedding")["table"]
+    assert table.shape == (17, 8)
+    assert jax.tree.structure(params) == jax.tree.structure(parameters(shared))
+    # With the same rows in both tables it is the model that shares them.
+    twice = {**params, "source_embedding": {"table": table.at[:11].set(params["token_embedding"]["table"])}}
+    np.testing.assert_array_equal(full(own, twice), full(shared, params))
+    assert not np.array_equal(full(own, twice), full(own, twice, source=SOURCE.at[0, 0].set(16)))
 
 
 def test_padding_of_the_source_and_later_targets_change_nothing():

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.test_util import check_grads
 
 from research.modules.lstm import LSTM, CellState, lstm
 
@@ -45,6 +46,24 @@ def test_layer_is_the_equations_row_by_row(reverse):
         np.testing.assert_allclose(end.hidden[row], hidden, atol=1e-5)
         np.testing.assert_allclose(end.memory[row], memory, atol=1e-5)
         assert not np.asarray(out[row, length:]).any()
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_gradients_are_those_of_finite_differences(reverse):
+    with jax.enable_x64(True):
+        arrays = (
+            RNG.normal(size=(BATCH, LENGTH, 4 * WIDTH)), RNG.normal(size=(WIDTH, 4 * WIDTH)),
+            CellState(RNG.normal(size=(BATCH, WIDTH)), RNG.normal(size=(BATCH, WIDTH))),
+        )  # fmt: skip
+        weights = RNG.normal(size=(3, BATCH, LENGTH, WIDTH))
+
+        def loss(projected, recurrent, state):
+            out, end = lstm(projected, recurrent, state, jnp.asarray(PRESENT), reverse=reverse)
+            last = (end.hidden * weights[1, :, 0] + end.memory * weights[2, :, 0]).sum()
+            return (out * weights[0]).sum() + last
+
+        arrays = jax.tree.map(jnp.asarray, arrays)
+        check_grads(jax.jit(loss), arrays, order=1, modes=["rev"], atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])

@@ -81,7 +81,7 @@ def test_commands(tmp_path, capsys):
         (["evaluate", run, "--gold", gold], "needs both sides: --data.source FILE --data.target FILE"),
         (["evaluate", links, "--task", "alignment"], "needs --gold FILE"),
         (["evaluate", links, "--task", "alignmnt"], "unknown task 'alignmnt'; did you mean 'alignment'"),
-        (["evaluate", links, "--gold", gold], "--gold and --pictures go with --task alignment"),
+        (["evaluate", links, "--gold", gold], "--gold, --pictures and --layer go with --task alignment"),
         ([*score, "--data.path", "x"], "--data.path has nothing to do with"),
     ):
         assert main(arguments) == 2

@@ -1,0 +1,71 @@
+"""Translations drawn at random from an encoder-decoder model, token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from research.attention.masks import Tokens
+from research.inference.beam import Decoder, Hypotheses
+from research.inference.sampling import Decoding, choose
+
+
+def random_search(
+    decoder: Decoder, how: Decoding, *, slots: int, end: int, start: int | None = None
+) -> Callable[[Any, Array, Array, Array, Array], Hypotheses]:
+    """Returns the jitted function that draws one translation of each source.
+
+    It takes parameters, right-padded sources [batch, source_length], their lengths, limits, and a key for
+    each row, so that what one row is given does not depend on the others. Hypotheses are one to a row; their
+    scores are their log-probabilities under the model, whatever ``how`` leaves out.
+
+    Args:
+      decoder: the model.
+      how: how the next token is chosen.
+      slots: most target tokens of any row, the end of text included.
+      end: the token that ends every target.
+      start: the token that begins every target, and is never drawn; None: the one that ends it.
+    """
+    begin = end if start is None else start
+
+    def draw(
+        params: Any,
+        source: Int[Array, "batch source_length"],
+        lengths: Int[Array, " batch"],
+        limits: Int[Array, " batch"],
+        keys: Key[Array, " batch"],
+    ) -> Hypotheses:
+        memory = decoder.encode(params, source, Tokens.of_lengths(lengths, source.shape[1]))
+
+        def one(logits: Float[Array, " vocabulary"], key: Key[Array, ""]) -> Int[Array, ""]:
+            return choose(logits[None], how, key)[0]
+
+        def advance(state: tuple[Any, ...]) -> tuple[Any, ...]:
+            count, last, done, totals, cache, tokens = state
+            place = Tokens(jnp.broadcast_to(count, (len(last), 1)))
+            logits, cache = decoder.step(params, last[:, None], memory, place, cache)
+            logits = logits.astype(jnp.float32)
+            if begin != end:
+                logits = logits.at[:, begin].set(-jnp.inf)
+            chosen = jax.vmap(one)(logits, jax.vmap(jax.random.fold_in, (0, None))(keys, count))
+            chosen = jnp.where(done | (count + 1 >= limits), end, chosen)
+            logs = jnp.take_along_axis(jax.nn.log_softmax(logits), chosen[:, None], axis=1)[:, 0]
+            totals = totals + jnp.where(done, 0.0, logs)
+            tokens = tokens.at[:, count].set(chosen)
+            return count + 1, chosen, done | (chosen == end), totals, cache, tokens
+
+        batch = len(source)
+        first = advance((
+            jnp.zeros((), jnp.int32), jnp.full((batch,), begin, jnp.int32), jnp.zeros((batch,), bool),
+            jnp.zeros((batch,)), decoder.empty_cache(batch, slots), jnp.full((batch, slots), end, jnp.int32),
+        ))  # fmt: skip
+        *_, totals, _, tokens = jax.lax.while_loop(
+            lambda state: (state[0] < slots) & ~state[2].all(), advance, first
+        )
+        return Hypotheses(tokens[:, None], totals[:, None], totals[:, None])
+
+    return jax.jit(draw)

@@ -1,0 +1,73 @@
+"""The ladder of translators: names of systems, figures, means over seeds, the table and its pictures."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from research.data.parallel import ParallelText
+
+FILE = Path(__file__).parents[1] / "experiments" / "translation" / "ladder.py"
+LINES = [f"Ein Hund läuft {'sehr ' * (i % 5)}schnell , weil es {i} Uhr ist ." for i in range(30)]
+
+
+@pytest.fixture(scope="module")
+def ladder():
+    spec = importlib.util.spec_from_file_location("ladder", FILE)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["ladder"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_runs_that_differ_in_their_seed_alone_are_one_system(ladder, tmp_path):
+    runs = []
+    for name, seed, width, origin in (
+        ("a", 0, 8, False), ("b", 1, 8, False), ("c", 0, 16, False), ("d", 0, 8, True), ("e", 2, 16, False),
+    ):  # fmt: skip
+        (tmp_path / name).mkdir()
+        described = {"name": "lstm", "seed": seed, "model": {"width": width}}
+        (tmp_path / name / "experiment.json").write_text(json.dumps(described))
+        if origin:
+            (tmp_path / name / "origin.json").write_text("{}")
+        runs.append(str(tmp_path / name))
+    assert ladder.names(runs) == ["lstm", "lstm", "lstm (c)", "lstm averaged", "lstm (c)"]
+
+
+def test_figures_of_systems_become_a_table_and_pictures(ladder, tmp_path):
+    for stem in ("train", "val", *ladder.TESTS):
+        for language in ("en", "de"):
+            raw = [line.replace(" ,", ",").replace(" .", ".") for line in LINES]
+            (tmp_path / f"{stem}.{language}").write_text("\n".join(raw) + "\n", encoding="utf-8")
+    data = ParallelText(directory=str(tmp_path), tokenised=True)
+    lower = [line.lower() for line in LINES]
+    texts = {test: (lower, lower) for test in ladder.TESTS}
+
+    def system(seed, change):
+        return ladder.System(
+            "copy", seed, data, lambda lines: [change(line) for line in lines], 10, 2.0 + seed
+        )
+
+    out = tmp_path / "out"
+    out.mkdir()
+    rows = [
+        ladder.measure(system(0, str), texts, None, out),
+        ladder.measure(system(1, lambda line: line.replace("hund", "kater")), texts, None, out),
+    ]
+    assert rows[0]["BLEU 2016"] == pytest.approx(100) and rows[0]["raw coco"] == pytest.approx(100)
+    assert rows[1]["BLEU 2016"] < 95
+    assert (out / "test_2016_flickr.copy.1.txt").read_text().count("kater") == 30
+    found = ladder.merged(rows)
+    assert found["runs"] == 2 and found["training s"] == 2.5
+    assert found["BLEU 2017"] == pytest.approx((100 + rows[1]["BLEU 2017"]) / 2)
+    text = ladder.write([found], out)
+    assert "| copy | en-de | 2 |" in text
+    with open(out / "ladder.csv", newline="") as file:
+        assert float(next(csv.DictReader(file))["BLEU 2016"]) == pytest.approx(found["BLEU 2016"])
+    for name in ("bleu", "by_length"):
+        assert (out / f"{name}.png").stat().st_size > 1000 and (out / f"{name}.svg").exists()
