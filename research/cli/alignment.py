@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from research.cli.command import message
 from research.errors import UserError
@@ -80,7 +80,7 @@ def align(source: str, target: str, *, options: Align, overrides: Mapping[str, s
             found = aligner.align(text.source, text.target, how, progress=Progress(message))
         score = alignment_training.score_of(found, text)
     if options.json:
-        counts = {"pairs": len(found), "links": len(found.source), "empty": found.empty}
+        counts: dict[str, Any] = {"pairs": len(found), "links": len(found.source), "empty": found.empty}
         counts |= {"too_long": found.too_long} | ({"score": dataclasses.asdict(score)} if score else {})
         print(json.dumps(counts | {"alignment": [found.links(pair) for pair in range(len(found))]}))
     else:

@@ -16,7 +16,7 @@ from research.training.trained_aligner import log_likelihoods, summary
 
 
 def results(runs: Sequence[RunDirectory], names: Sequence[str]) -> str:
-    """Returns a table: sizes, the last log-likelihoods, and precision, recall and AER where gold was given."""
+    """Returns a table: sizes, the last log-likelihoods; precision, recall and AER where gold was given."""
     header = ["run", "model", "sentence pairs", "source words", "target words", "iterations"]
     header += [f"log-likelihood a pair, {way}" for way in WAYS]
     header += ["links", "precision, %", "recall, %", "AER, %", "gold pairs", "seconds"]

@@ -116,7 +116,7 @@ def pictures(
     *,
     most: int = 12,
 ) -> list[str]:
-    """Returns the sentence pairs with most errors as parts of a page; the arguments are ``write_pictures``'s."""
+    """Returns the sentence pairs with most errors as parts of a page; see ``write_pictures``."""
     return _worst(source, target, links, gold, most)[0]
 
 

@@ -17,6 +17,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save as serialized
@@ -73,7 +74,7 @@ def run(
     lines = [f"{len(found.source):,} links in {len(found):,} sentence pairs"]
     if score:
         lines.append(score_line(score))
-    values = {"pairs": len(found), "links": len(found.source)}
+    values: dict[str, Any] = {"pairs": len(found), "links": len(found.source)}
     values |= {"score": dataclasses.asdict(score)} if score else {}
     following = ("align --run {run} SOURCE TARGET", "show {run}", "report {run}")
     result = Result(

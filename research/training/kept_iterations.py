@@ -99,7 +99,7 @@ def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
-            np.savez(file, **arrays)
+            np.savez(file, **arrays)  # type: ignore[arg-type]  # none is called allow_pickle
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
