@@ -24,7 +24,7 @@ class Align:
 
     model: str = "joint"
     """joint (both directions trained to agree), or, each direction apart: model1, model2, diagonal, hmm,
-    model3, model4, model5."""
+    model3, model4, model5, model6."""
     symmetrize: str = ""
     """How to combine directions that were trained apart: intersection (default), union, grow-diag,
     grow-diag-final, grow-diag-final-and, forward, backward."""
