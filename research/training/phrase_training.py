@@ -24,6 +24,7 @@ from research.statistical.aligner import align
 from research.statistical.arpa import read_arpa, write_arpa
 from research.statistical.em import device_per_core
 from research.statistical.ngram_model import NgramModel, estimate
+from research.statistical.phrase_counting import write_counted
 from research.statistical.phrase_table import PhraseTable, build, read_table, write_table
 from research.statistical.phrases import Links
 from research.statistical.tuning import Iteration, best, tune
@@ -129,9 +130,13 @@ def _align(description: PhraseBased, text: _Text, path: Path, report: Report) ->
 
 def _extract(description: PhraseBased, text: _Text, alignment: Path, path: Path, report: Report) -> None:
     lines = alignment.read_text(encoding="utf-8").split("\n")[:-1]
-    links = [(pair, *map(int, link.split("-"))) for pair, line in enumerate(lines) for link in line.split()]
-    columns = np.array(links, np.int64).reshape(-1, 3).T
-    write_table(build(text.source, text.target, Links(*columns), description.phrases, report=report), path)
+    pair = np.repeat(np.arange(len(lines)), [line.count("-") for line in lines])
+    ends = np.fromstring(" ".join(lines).replace("-", " "), np.int64, sep=" ").reshape(-1, 2)
+    links, how = Links(pair, ends[:, 0], ends[:, 1]), description.phrases
+    if how.memory is None:
+        write_table(build(text.source, text.target, links, how, report=report), path)
+    else:
+        write_counted(text.source, text.target, links, how, path, report=report)
 
 
 def _estimate(description: PhraseBased, text: _Text, path: Path) -> None:
