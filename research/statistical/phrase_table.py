@@ -328,6 +328,15 @@ def read_table(path: Path) -> PhraseTable:
         name for name in ("source", "target", *SCORES, *REORDERING) if name not in found.column_names
     ]:
         raise UserError(f"the phrase table {path} has no column {missing[0]!r}")
+    for name in ("source", "target", *SCORES, *REORDERING):
+        column, is_text = found.column(name), name in ("source", "target")
+        right = pa.types.is_string(column.type) if is_text else pa.types.is_floating(column.type)
+        if not right or column.null_count:
+            wanted, holds = (
+                "text" if is_text else "numbers",
+                f"gaps in {column.type}" if right else column.type,
+            )
+            raise UserError(f"the phrase table {path}: column {name!r} should be {wanted}, it has {holds}")
 
     def texts(name: str) -> Texts:
         column = found.column(name).combine_chunks().dictionary_encode()

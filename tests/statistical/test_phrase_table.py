@@ -8,6 +8,7 @@ import math
 import re
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import scipy.stats
@@ -149,6 +150,14 @@ def test_a_bad_file_is_one_line(tmp_path):
     for column in ("target", SCORES[1], REORDERING[5]):
         pq.write_table(whole.drop_columns([column]), path)
         with pytest.raises(UserError, match=re.escape(f"{path} has no column {column!r}")):
+            read_table(path)
+    for column, values, words in (
+        ("source", pa.array([1]), "'source' should be text, it has int64"),
+        (SCORES[0], pa.array(["x"]), "should be numbers, it has string"),
+        (REORDERING[0], pa.array([None], pa.float32()), "should be numbers, it has gaps in float"),
+    ):
+        pq.write_table(whole.set_column(whole.column_names.index(column), column, values), path)
+        with pytest.raises(UserError, match=words):
             read_table(path)
     path.write_bytes(b"PAR1 and no more")
     with pytest.raises(UserError, match=r"^cannot read the phrase table .*\.parquet: [^\n]*$"):
