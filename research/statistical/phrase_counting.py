@@ -72,7 +72,7 @@ def write_counted(
         if not found:
             raise UserError("the word alignment has no links: there are no phrases to learn from it")
         report(f"{found:,} occurrences of phrase pairs")
-        settings = {
+        settings: dict[str, str | bool | int | float | list[str]] = {
             "memory_limit": f"{int(1024 * (how.memory or 1))}MiB",
             "temp_directory": str(Path(folder) / "spilled"),
             "threads": len(os.sched_getaffinity(0)),
