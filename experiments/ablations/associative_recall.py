@@ -74,7 +74,11 @@ def ablation() -> Ablation:
         "delta rule": {ATTENTION: "delta-net"},
         "gated delta rule": {ATTENTION: "gated-delta-net"},
         "rwkv-7": {ATTENTION: "rwkv7", f"{ATTENTION}.rank": 8},
-        "nsa": {ATTENTION: "nsa", "model.kv_heads": 1, **{f"{ATTENTION}.{name}": n for name, n in NSA.items()}},
+        "nsa": {
+            ATTENTION: "nsa",
+            "model.kv_heads": 1,
+            **{f"{ATTENTION}.{name}": n for name, n in NSA.items()},
+        },
     }
     return Ablation(
         name="associative-recall",

@@ -38,6 +38,7 @@ from research.statistical.aligner import MODELS, Aligner, align
 from research.statistical.bitext import make_bitext
 from research.statistical.directional import Direction, links_of
 from research.statistical.estimators import fit_directions
+from research.statistical.iterations import Progress
 from research.statistical.symmetrization import SYMMETRIZATIONS, Link
 
 TESTS = 447
@@ -68,7 +69,7 @@ def run_joint(directory: Path, size: int) -> dict[str, object]:
     """Aligns by the default aligner."""
     sides = sentences(directory, size)
     start = time.perf_counter()
-    found = align(*sides, aligner=Aligner(), report=_say)
+    found = align(*sides, aligner=Aligner(), progress=Progress(_say))
     seconds = time.perf_counter() - start
     links = [set(found.links(pair)) for pair in range(TESTS)]
     return {"seconds": seconds, "aer": {"joint": error_rates(directory, links, links)["intersection"]}}
@@ -80,7 +81,7 @@ def run_directions(directory: Path, size: int, model: str) -> dict[str, object]:
     start = time.perf_counter()
     bitext = make_bitext(*sides)
     both = []
-    for way, decision in enumerate(fit_directions(bitext, model, None, None, _say)[1]):
+    for way, decision in enumerate(fit_directions(bitext, model, None, None, Progress(_say))[1]):
         links: list[set[Link]] = [set() for _ in range(len(bitext))]
         of_bitext = links_of(Direction(bitext, way == 1), decision.chosen)
         for place, found in zip(bitext.order, of_bitext, strict=True):

@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from research.cli.command import message
 from research.errors import UserError
@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 @dataclasses.dataclass(frozen=True)
 class Align:
     """Aligns the words of two files of tokenised sentences, line by line: links i-j, counted from 0. It
-    learns from these files, or, with --run RUN, uses what --out RUN saved."""
+    learns from these files, or, with --run RUN, uses what --out RUN saved. With --out, the same command goes
+    on with a run that was stopped."""
 
     model: str = "joint"
     """joint (both directions trained to agree), or, each direction apart: model1, model2, diagonal, hmm,
-    model3, model4, model5."""
+    model3, model4, model5, model6."""
     symmetrize: str = ""
     """How to combine directions that were trained apart: intersection (default), union, grow-diag,
     grow-diag-final, grow-diag-final-and, forward, backward."""
@@ -38,7 +39,9 @@ class Align:
     run: str | None = None
     """Run directory of a trained aligner to use on these files, instead of learning from them."""
     out: str | None = None
-    """Run directory to save the trained aligner in; one that is not there yet."""
+    """Run directory to keep training in, and what it has learnt."""
+    gold: str | None = None
+    """File of gold links of all sentence pairs or the first ones: the links found are scored."""
     probabilities: bool = False
     """Write links as i-j:probability, the product of both directions' posterior probabilities."""
     json: bool = False
@@ -48,9 +51,14 @@ class Align:
 def align(source: str, target: str, *, options: Align, overrides: Mapping[str, str]) -> None:
     """Runs ``headway align``."""
     del overrides
-    _share_out()
+    share_out()
 
-    from research.statistical import aligner, aligner_run
+    from research.evaluation.alignment import score_line
+    from research.statistical import aligner
+    from research.statistical.iterations import Progress
+    from research.training import alignment_training
+    from research.training.run_directory import run_path
+    from research.training.word_alignment import AlignedFiles, WordAlignment
 
     start = time.monotonic()
     fields = {f.name: getattr(options, f.name) for f in dataclasses.fields(aligner.Aligner)}
@@ -60,18 +68,21 @@ def align(source: str, target: str, *, options: Align, overrides: Mapping[str, s
         trained = _trained(options, how)
     else:
         how.validate()
+    data = AlignedFiles(source, target, options.gold)
     if options.out is not None:
-        aligner_run.check_free(Path(options.out))
-    sides = aligner.read_sentences(Path(source), Path(target), message)
-    if trained is not None:
-        found = aligner.apply(trained, *sides)
+        out = run_path(options.out)
+        description = WordAlignment(out.resolve().name, data, how)
+        _, found, score = alignment_training.run(description, out, report=message)
     else:
-        trained, found = aligner.train(*sides, aligner=how, report=message)
-        if options.out is not None:
-            aligner_run.save(trained, Path(options.out))
+        text = data.read(message)
+        if trained is not None:
+            found = aligner.apply(trained, text.source, text.target)
+        else:
+            found = aligner.align(text.source, text.target, how, progress=Progress(message))
+        score = alignment_training.score_of(found, text)
     if options.json:
-        counts = {"pairs": len(found), "links": len(found.source), "empty": found.empty}
-        counts |= {"too_long": found.too_long}
+        counts: dict[str, Any] = {"pairs": len(found), "links": len(found.source), "empty": found.empty}
+        counts |= {"too_long": found.too_long} | ({"score": dataclasses.asdict(score)} if score else {})
         print(json.dumps(counts | {"alignment": [found.links(pair) for pair in range(len(found))]}))
     else:
         for line in found.lines(probabilities=options.probabilities):
@@ -82,11 +93,13 @@ def align(source: str, target: str, *, options: Align, overrides: Mapping[str, s
         f"{len(found.source):,} links in {len(found):,} sentence pairs, {time.monotonic() - start:.0f} s"
         + (f"; without links: {', '.join(left)}" if left else "")
     )
+    if score is not None:
+        message(score_line(score))
     if options.out is not None:
         message(f"run directory: {options.out}; next: headway align --run {options.out} SOURCE TARGET")
 
 
-def _share_out() -> None:
+def share_out() -> None:
     """Sets JAX up for expectations, before it starts."""
     from research.scale.host_memory import keep_freed_memory
     from research.statistical.em import device_per_core
@@ -97,7 +110,8 @@ def _share_out() -> None:
 
 def _trained(options: Align, how: Aligner) -> Trained:
     """Returns the aligner of --run, with the threshold and the symmetrisation that were asked for."""
-    from research.statistical import aligner, aligner_run
+    from research.statistical import aligner
+    from research.training.trained_aligner import load
 
     assert options.run is not None
     if options.out is not None:
@@ -109,7 +123,7 @@ def _trained(options: Align, how: Aligner) -> Trained:
             raise UserError(
                 f"align: --{option} is for training, and --run {options.run} is trained: leave it out"
             )
-    trained = aligner_run.load(Path(options.run))
+    trained = load(Path(options.run))
     changed = {
         name: getattr(how, name)
         for name in ("symmetrize", "threshold")
@@ -130,8 +144,9 @@ def evaluate(target: str, options: Evaluate, overrides: Mapping[str, str]) -> No
       overrides: data.source and data.target, the text; a run needs it, links are checked against it.
     """
     from research.data.parallel import lines_of
-    from research.evaluation.alignment import alignment_score, parse_gold, parse_links
+    from research.evaluation.alignment import alignment_score, parse_gold, parse_links, score_line
     from research.statistical.aligner import read_sentences
+    from research.training.trained_aligner import is_aligner, load
 
     gold, pictures = options.gold, options.pictures
     unknown = [name for name in overrides if name not in ("data.source", "data.target")]
@@ -149,24 +164,24 @@ def evaluate(target: str, options: Evaluate, overrides: Mapping[str, str]) -> No
     if overrides:
         sides = read_sentences(Path(overrides["data.source"]), Path(overrides["data.target"]), message)
     lengths = sides and [(len(e), len(f)) for e, f in zip(*sides, strict=True)]
-    is_network = (Path(target) / "experiment.json").is_file()
+    is_network = is_run and not is_aligner(Path(target))
     if options.layer is not None and not is_network:
         raise UserError("evaluate: --layer goes with the run of a network that translates")
     if is_network:
         assert sides is not None
         links = _attended(target, sides, options)
     elif is_run:
-        _share_out()
-        from research.statistical import aligner, aligner_run
+        share_out()
+        from research.statistical import aligner
 
         assert sides is not None
-        found = aligner.apply(aligner_run.load(Path(target)), *sides)
+        found = aligner.apply(load(Path(target)), *sides)
         links = [set(found.links(pair)) for pair in range(len(found))]
     else:
         links = parse_links(lines_of(Path(target)), target, lengths)
     expected = parse_gold(lines_of(Path(gold)), gold, lengths)
     score = alignment_score(links, expected)
-    result = {"pairs": len(links), **dataclasses.asdict(score)}
+    result = dataclasses.asdict(score)
     if pictures is not None:
         from research.report.alignments import write_pictures
 
@@ -175,10 +190,7 @@ def evaluate(target: str, options: Evaluate, overrides: Mapping[str, str]) -> No
     if options.json:
         print(json.dumps(result))
         return
-    print(
-        f"precision {100 * score.precision:.2f} %, recall {100 * score.recall:.2f} %, "
-        f"AER {100 * score.aer:.2f} % ({score.links:,} links in {len(links):,} sentence pairs)"
-    )
+    print(score_line(score))
     if pictures is not None:
         print(f"pictures: {result['report']}")
 

@@ -9,6 +9,7 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from research.cli.command import complain, description_of, message
@@ -16,11 +17,10 @@ from research.errors import UserError
 from research.training.run_directory import run_path
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from research.training.conclusion import Result
     from research.training.experiment import Experiment
     from research.training.phrase_based import PhraseBased
+    from research.training.word_alignment import WordAlignment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +77,7 @@ def train(target: str, options: Train, overrides: Mapping[str, str]) -> None:
         if result is None:  # one process speaks for all
             return
     else:
-        result = _train_phrases(description, directory, options)
+        result = _train_statistical(description, directory, options)
     if options.json:
         print(json.dumps(result.to_json()))
         return
@@ -112,12 +112,18 @@ def _train_network(
     return result if first else None
 
 
-def _train_phrases(description: PhraseBased, directory: Path, options: Train) -> Result:
-    from research.training import phrase_training
+def _train_statistical(description: PhraseBased | WordAlignment, directory: Path, options: Train) -> Result:
+    from research.training import alignment_training, phrase_training
+    from research.training.word_alignment import WordAlignment
 
     for name in ("profile", "coordinator", "processes", "process", "watchdog"):
         if getattr(options, name) is not None:
             raise UserError(f"train: --{name} is for what trains by steps: leave it out")
+    if isinstance(description, WordAlignment):
+        from research.cli.alignment import share_out
+
+        share_out()
+        return alignment_training.run(description, directory, report=message)[0]
     return phrase_training.run(description, directory, report=message)
 
 
@@ -130,14 +136,27 @@ def show(target: str, options: Show, overrides: Mapping[str, str]) -> None:
 
     from research.training.experiment import Experiment
 
-    if not isinstance(description, Experiment):
-        from research.training.description import to_json
-        from research.training.trained_phrases import load, text
+    if isinstance(description, Experiment):
+        _show_network(description, run, options)
+    else:
+        _show_statistical(description, run, options)
 
-        found = load(run).summary() if run else {"experiment": to_json(description)}
-        print(json.dumps(found) if options.json else text(found))
-        return
-    _show_network(description, run, options)
+
+def _show_statistical(description: PhraseBased | WordAlignment, run: str | None, options: Show) -> None:
+    from research.training import trained_aligner, trained_phrases
+    from research.training.description import to_json
+    from research.training.summary import description_lines
+    from research.training.word_alignment import WordAlignment
+
+    if run is None:
+        found = to_json(description)
+        print(json.dumps({"experiment": found}) if options.json else "\n".join(description_lines(found, "")))
+    elif isinstance(description, WordAlignment):
+        found = trained_aligner.summary(Path(run))
+        print(json.dumps(found) if options.json else trained_aligner.text(found))
+    else:
+        found = trained_phrases.load(run).summary()
+        print(json.dumps(found) if options.json else trained_phrases.text(found))
 
 
 def _show_network(experiment: Experiment, run: str | None, options: Show) -> None:

@@ -88,11 +88,12 @@ def evaluate(target: str, options: Evaluate, overrides: Mapping[str, str]) -> No
     from research.training.overrides import override
     from research.training.run_directory import open_run
     from research.training.trained import load
+    from research.training.trained_aligner import is_aligner
     from research.training.trained_phrases import load as load_phrases
 
     if options.task not in (None, *_TASKS):
         raise UserError(f"evaluate: unknown task {options.task!r}{nearest(options.task, _TASKS)}")
-    if options.task == "alignment" or (options.task is None and (Path(target) / "aligner.json").is_file()):
+    if options.task == "alignment" or (options.task is None and is_aligner(Path(target))):
         alignment.evaluate(target, options, overrides)
         return
     if (options.gold, options.pictures, options.layer) != (None, None, None):

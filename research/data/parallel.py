@@ -5,9 +5,11 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools
+import hashlib
 import itertools
+import json
 import lzma
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,21 @@ def lines_of(path: Path) -> Iterator[str]:
 def words_of(line: str) -> list[str]:
     """Returns the words of a tokenised line, divided by spaces and tabs alone."""
     return [word for word in line.replace("\t", " ").split(" ") if word]
+
+
+def text_record(sides: Mapping[str, Sequence[Sequence[str]]]) -> str:
+    """Returns what identifies texts, given as words, as JSON: sentences, words and a checksum of each."""
+    figures = {}
+    for name, sentences in sides.items():
+        checksum = hashlib.sha256()
+        for number, words in enumerate(sentences):
+            checksum.update(("\n" * (number > 0) + " ".join(words)).encode())
+        figures[name] = {
+            "sentences": len(sentences),
+            "words": sum(map(len, sentences)),
+            "sha256": checksum.hexdigest(),
+        }
+    return json.dumps(figures, indent=2) + "\n"
 
 
 def paired(left: Iterator[str], right: Iterator[str], names: tuple[object, object]) -> Iterator[Pair]:

@@ -32,12 +32,13 @@ class Gold:
 
 @dataclasses.dataclass(frozen=True)
 class AlignmentScore:
-    """Precision, recall and alignment error rate as fractions, and the number of links scored."""
+    """Precision, recall and alignment error rate as fractions, of how many links and sentence pairs."""
 
     precision: float
     recall: float
     aer: float
     links: int
+    pairs: int
 
 
 def alignment_score(links: Sequence[Collection[Link]], gold: Sequence[Gold]) -> AlignmentScore:
@@ -59,6 +60,15 @@ def alignment_score(links: Sequence[Collection[Link]], gold: Sequence[Gold]) -> 
         recall=in_sure / sure,
         aer=1 - (in_sure + in_possible) / (found + sure),
         links=found,
+        pairs=len(gold),
+    )
+
+
+def score_line(score: AlignmentScore) -> str:
+    """Returns a score for a reader."""
+    return (
+        f"precision {100 * score.precision:.2f} %, recall {100 * score.recall:.2f} %, AER "
+        f"{100 * score.aer:.2f} % ({score.links:,} links in {score.pairs:,} sentence pairs)"
     )
 
 

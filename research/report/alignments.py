@@ -96,6 +96,45 @@ def write_pictures(
     Raises:
       UserError: the directory cannot be written.
     """
+    parts, figures = _worst(source, target, links, gold, most)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for number, figure in figures.items():
+            save(figure, directory / f"pair-{number}")
+        parts = [paragraph(_summary(score)), *parts]
+        (directory / "report.html").write_text(page("Word alignment", parts), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write pictures to {directory}: {error.strerror}") from error
+    return directory / "report.html"
+
+
+def pictures(
+    source: Sequence[Sequence[str]],
+    target: Sequence[Sequence[str]],
+    links: Sequence[Collection[Link]],
+    gold: Sequence[Gold],
+    *,
+    most: int = 12,
+) -> list[str]:
+    """Returns the sentence pairs with most errors as parts of a page; see ``write_pictures``."""
+    return _worst(source, target, links, gold, most)[0]
+
+
+def _summary(score: AlignmentScore) -> str:
+    return (
+        f"Precision {100 * score.precision:.2f} %, recall {100 * score.recall:.2f} %, alignment error "
+        f"rate {100 * score.aer:.2f} %: {score.links:,} links in {score.pairs:,} sentence pairs."
+    )
+
+
+def _worst(
+    source: Sequence[Sequence[str]],
+    target: Sequence[Sequence[str]],
+    links: Sequence[Collection[Link]],
+    gold: Sequence[Gold],
+    most: int,
+) -> tuple[list[str], dict[int, Figure]]:
+    """Returns parts of a page about the sentence pairs with most errors, and their pictures by number."""
     missed = [len(g.sure.difference(a)) for a, g in zip(links, gold, strict=True)]
     wrong = [len(set(a) - g.possible) for a, g in zip(links, gold, strict=True)]
     order = sorted(range(len(links)), key=lambda k: (-missed[k] - wrong[k], k))
@@ -103,23 +142,17 @@ def write_pictures(
     drawn = [k for k in order if sizes[k][0] > 0 and sizes[k][1] <= 60][:most]
     parts = [
         paragraph(
-            f"Precision {100 * score.precision:.2f} %, recall {100 * score.recall:.2f} %, alignment error "
-            f"rate {100 * score.aer:.2f} %: {score.links:,} links in {len(links):,} sentence pairs. The "
-            f"{len(drawn)} with most errors are drawn. Rows are source words, columns target words."
+            f"The {len(drawn)} sentence pairs with most errors are drawn. Rows are source words, columns "
+            "target words."
         ),
         table(
             ["pair", "links", "wrong", "sure links missed"],
             [[str(k + 1), len(links[k]), wrong[k], missed[k]] for k in drawn],
         ),
     ]
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        for k in drawn:
-            title = f"pair {k + 1}: {wrong[k]} wrong, {missed[k]} sure links missed"
-            figure = matrix(source[k], target[k], links[k], gold[k], title=title)
-            save(figure, directory / f"pair-{k + 1}")
-            parts += [heading(f"Pair {k + 1}"), picture(figure)]
-        (directory / "report.html").write_text(page("Word alignment", parts), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write pictures to {directory}: {error.strerror}") from error
-    return directory / "report.html"
+    figures = {}
+    for k in drawn:
+        title = f"pair {k + 1}: {wrong[k]} wrong, {missed[k]} sure links missed"
+        figures[k + 1] = matrix(source[k], target[k], links[k], gold[k], title=title)
+        parts += [heading(f"Pair {k + 1}"), picture(figures[k + 1])]
+    return parts, figures

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from research.errors import UserError
-from research.report import attention, page
+from research.report import aligner_runs, attention, page
 from research.report.figures import lines
 from research.training.run_directory import (
     RunDirectory,
@@ -18,6 +18,7 @@ from research.training.run_directory import (
     open_run,
     write_atomically,
 )
+from research.training.trained_aligner import is_aligner
 
 
 def write_report(runs: Sequence[str | Path], out: Path | None = None) -> Path:
@@ -37,11 +38,19 @@ def write_report(runs: Sequence[str | Path], out: Path | None = None) -> Path:
     if out is None:
         out = found[0].path / "report.html" if len(found) == 1 else Path("report.html")
     names = _names(found)
-    parts = [page.heading("Results"), _results(found, names)]
+    aligners = [is_aligner(run.path) for run in found]
+    if any(aligners) and not all(aligners):
+        raise UserError(
+            f"{found[aligners.index(True)].path} is an aligner's run and "
+            f"{found[aligners.index(False)].path} is not: there is nothing to compare"
+        )
+    results = aligner_runs.results(found, names) if all(aligners) else _results(found, names)
+    parts = [page.heading("Results"), results]
     if len(found) > 1:
         parts += [page.heading("In what they differ"), _differences(found, names)]
-    parts += [page.heading("Curves"), *_curves(found, names)]
-    parts += attention.section(found, names)
+    parts += [page.heading("Curves")]
+    parts += aligner_runs.curves(found, names) if all(aligners) else _curves(found, names)
+    parts += (aligner_runs.drawn if all(aligners) else attention.section)(found, names)
     parts.append(page.heading("Descriptions"))
     for run, name in zip(found, names, strict=True):
         parts.append(page.preformatted(name, json.dumps(run.description(), indent=2)))

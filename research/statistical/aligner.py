@@ -17,6 +17,7 @@ from research.errors import UserError, nearest
 from research.statistical import directional, estimators, fertility
 from research.statistical.bitext import LONGEST, Bitext, make_bitext
 from research.statistical.directional import Decision, Direction, links_of
+from research.statistical.iterations import SILENT, Progress
 from research.statistical.symmetrization import SYMMETRIZATIONS, Link
 
 MODELS = ("joint", *directional.SCHEDULES, *fertility.SCHEDULES)
@@ -133,10 +134,10 @@ def align(
     aligner: Aligner = Aligner(),
     *,
     mesh: Mesh | None = None,
-    report: Report = _silent,
+    progress: Progress = SILENT,
 ) -> Alignment:
     """Aligns the words of sentence pairs, learning from these alone: ``train`` without what was learnt."""
-    return train(source, target, aligner, mesh=mesh, report=report)[1]
+    return train(source, target, aligner, mesh=mesh, progress=progress)[1]
 
 
 def train(
@@ -145,7 +146,7 @@ def train(
     aligner: Aligner = Aligner(),
     *,
     mesh: Mesh | None = None,
-    report: Report = _silent,
+    progress: Progress = SILENT,
 ) -> tuple[Trained, Alignment]:
     """Learns to align from sentence pairs, and aligns them.
 
@@ -154,7 +155,7 @@ def train(
       target: target sentences.
       aligner: how.
       mesh: devices to share the work out to (``em.device_mesh``); default: all.
-      report: called with a line now and then.
+      progress: is told of every iteration.
 
     Raises:
       UserError: there are more sentences on one side, no pair to learn from, or the description is wrong.
@@ -162,15 +163,15 @@ def train(
     aligner.validate()
     text = _Text(source, target, aligner.keep_case)
     bitext = text.bitext()
-    report(
+    progress.report(
         f"{len(bitext):,} sentence pairs, {len(bitext.source.tokens):,} and {len(bitext.target.tokens):,} "
         f"words, {bitext.entries:,} pairs of words"
     )
     if aligner.model == "joint":
-        tables, links = estimators.fit_joint(bitext, aligner.prior, mesh, report)
+        tables, links = estimators.fit_joint(bitext, aligner.prior, mesh, progress)
         columns = _above(bitext, links, aligner.threshold)
     else:
-        tables, both = estimators.fit_directions(bitext, aligner.model, aligner.prior, mesh, report)
+        tables, both = estimators.fit_directions(bitext, aligner.model, aligner.prior, mesh, progress)
         columns = _symmetrized(bitext, both, aligner)
     words = (bitext.source.words, bitext.target.words)
     trained = Trained(aligner, words, (bitext.entry_source, bitext.entry_target), tables)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -31,6 +31,7 @@ from research.statistical.bitext import (
 )
 from research.statistical.em import device_mesh, make_step, reduce_totals, run_blocks, zeros
 from research.statistical.hmm import Chain
+from research.statistical.iterations import SILENT, WAYS, Progress, iterate
 from research.statistical.lexicon import Lexicon
 from research.statistical.positions import Diagonal, Positions, Table, Uniform
 
@@ -148,7 +149,7 @@ def train(
     *,
     prior: float = 0.0,
     mesh: Mesh | None = None,
-    report: Callable[[str], None] = lambda message: None,
+    progress: Progress = SILENT,
 ) -> Parameters:
     """Trains one direction on a bitext and returns the parameters of the schedule's last model.
 
@@ -157,35 +158,47 @@ def train(
       schedule: models of positions, each with its iterations.
       prior: of the lexical table; 0 is maximum likelihood.
       mesh: devices to share the sentence pairs out to; default: all.
-      report: called with a line after each iteration.
+      progress: is told of every iteration.
     """
     mesh = mesh or device_mesh()
-    bitext = direction.bitext
-    found = blocks(bitext, multiple=mesh.size)
-    replicated = NamedSharding(mesh, P())
-    entry_word, words = direction.entry_word()
+    found = blocks(direction.bitext, multiple=mesh.size)
     parameters = direction.initial(schedule[0].positions)
     for number, (positions, iterations) in enumerate(schedule):
         if number:
             parameters = direction.with_positions(parameters.lexicon, positions)
-        step = make_step(expectations, mesh, positions=positions, backward=direction.backward)
-        for iteration in range(iterations):
-            empty = Counts(
-                jax.tree.map(jnp.zeros_like, parameters.lexicon),
-                positions.statistics(parameters.positions),
-                jnp.float32(0),
-            )
-            everywhere = jax.device_put(parameters, replicated)
-            counts = reduce_totals(run_blocks(step, everywhere, zeros(empty, mesh), bitext, found, mesh))
-            settings = {"words": words, "positions": positions, "prior": prior}
-            parameters = maximise(parameters, counts, entry_word, **settings)
-            name = type(positions).__name__
-            way = "backward" if direction.backward else "forward"
-            each = float(counts.log_likelihood) / len(bitext)
-            report(
-                f"{way}, {name}, iteration {iteration + 1} of {iterations}: log-likelihood {each:.4f} a pair"
-            )
+        once = functools.partial(
+            _iteration, direction=direction, found=found, positions=positions, prior=prior, mesh=mesh
+        )
+        phase = f"{WAYS[direction.backward]} {type(positions).__name__.lower()}"
+        parameters = iterate(phase, iterations, parameters, once, progress)
     return parameters
+
+
+def _iteration(
+    parameters: Parameters,
+    number: int,
+    *,
+    direction: Direction,
+    found: Sequence[Block],
+    positions: Positions,
+    prior: float,
+    mesh: Mesh,
+) -> tuple[Parameters, Mapping[str, float]]:
+    """Returns the parameters after an iteration (see ``iterate``)."""
+    del number
+    bitext = direction.bitext
+    entry_word, words = direction.entry_word()
+    step = make_step(expectations, mesh, positions=positions, backward=direction.backward)
+    empty = Counts(
+        jax.tree.map(jnp.zeros_like, parameters.lexicon),
+        positions.statistics(parameters.positions),
+        jnp.float32(0),
+    )
+    everywhere = jax.device_put(parameters, NamedSharding(mesh, P()))
+    counts = reduce_totals(run_blocks(step, everywhere, zeros(empty, mesh), bitext, found, mesh))
+    each = float(counts.log_likelihood) / len(bitext)
+    parameters = maximise(parameters, counts, entry_word, words=words, positions=positions, prior=prior)
+    return parameters, {f"{WAYS[direction.backward]}/log_likelihood": each}
 
 
 class Decision(NamedTuple):

@@ -7,7 +7,6 @@ words, of zeros where training has not seen them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,19 +21,18 @@ from research.statistical.bitext import Bitext, blocks
 from research.statistical.directional import Decision, Direction
 from research.statistical.distortion import FLOOR, Classes
 from research.statistical.em import device_mesh, make_step, run_blocks, zeros
+from research.statistical.iterations import WAYS, Progress, iterate
 from research.statistical.lexicon import Lexicon
 from research.statistical.positions import Positions, Table, TableParameters
 
 Tables = dict[str, np.ndarray]
-Report = Callable[[str], None]
-WAYS = ("forward", "backward")
 
 
 def fit_joint(
-    bitext: Bitext, prior: float | None, mesh: Mesh | None, report: Report
+    bitext: Bitext, prior: float | None, mesh: Mesh | None, progress: Progress
 ) -> tuple[Tables, Float16[np.ndarray, " cells"]]:
     """Trains the joint model; returns its tables, and the product of both posteriors of each cell."""
-    state, memory = joint.train(bitext, _joint(prior), mesh, report)
+    state, memory = joint.train(bitext, _joint(prior), mesh, progress)
     counts = {name: np.asarray(values)[:-1] for name, values in state.counts._asdict().items()}
     tables = {_JOINT_TABLES[name]: values for name, values in counts.items()}
     return tables | {"other/positions": np.asarray(state.positions)}, memory.links
@@ -79,7 +77,7 @@ def _joint(prior: float | None) -> joint.Joint:
 
 
 def fit_directions(
-    bitext: Bitext, model: str, prior: float | None, mesh: Mesh | None, report: Report
+    bitext: Bitext, model: str, prior: float | None, mesh: Mesh | None, progress: Progress
 ) -> tuple[Tables, list[Decision]]:
     """Trains each direction by itself; returns the tables of both, and what each says of the bitext."""
     tables: Tables = {}
@@ -88,14 +86,15 @@ def fit_directions(
     schedule = directional.SCHEDULES["hmm" if with_fertility else model]
     for way in WAYS:
         direction = Direction(bitext, way == "backward")
-        found = directional.train(direction, schedule, prior=prior or 0.0, mesh=mesh, report=report)
+        found = directional.train(direction, schedule, prior=prior or 0.0, mesh=mesh, progress=progress)
         decision = directional.decide(found, schedule[-1].positions, direction, mesh=mesh)
         pairs, empty = (np.asarray(part)[:-1] for part in found.lexicon)
         if with_fertility:
+            _learn_classes(tables, bitext, progress)
             classes = _classes(tables, direction)
             lexical = (pairs.astype(np.float64), empty.astype(np.float64))
             trained, decision = fertility_training.train(
-                direction, decision, lexical, with_fertility, classes, report=report
+                direction, decision, lexical, with_fertility, classes, progress=progress
             )
             pairs, empty = trained.parameters.pairs, trained.parameters.empty
             given = _sides(way)[0]
@@ -171,12 +170,18 @@ def _positions(tables: Tables, way: str, positions: Positions, direction: Direct
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
+def _learn_classes(tables: Tables, bitext: Bitext, progress: Progress) -> None:
+    """Adds word classes to the tables, if they are not there yet."""
+    if "source/classes" in tables:
+        return
+    blank = tuple(np.zeros(len(side.words), np.int32) for side in (bitext.source, bitext.target))
+    found = iterate("classes", 1, blank, lambda *_: (fertility_training.learn_classes(bitext), {}), progress)
+    tables["source/classes"], tables["target/classes"] = found
+
+
 def _classes(tables: Tables, direction: Direction) -> Classes:
-    """Returns word classes as a direction reads them, learnt for the first of them."""
+    """Returns word classes as a direction reads them."""
     names = [f"{side}/classes" for side in _sides("backward" if direction.backward else "forward")]
-    if names[0] not in tables:
-        learnt = fertility_training.learn_classes(direction.bitext)
-        tables["source/classes"], tables["target/classes"] = learnt
     return Classes(*(np.append(tables[name], 0).astype(np.int32) for name in names))
 
 

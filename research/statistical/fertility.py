@@ -1,4 +1,4 @@
-"""Models with fertilities: Models 3, 4 and 5 of Brown et al. (1993), by climbing.
+"""Models with fertilities: Models 3, 4 and 5 of Brown et al. (1993) and Model 6, by climbing.
 
 Every source word e_i first says how many target words it makes, its fertility phi_i; the words are chosen,
 and then placed:
@@ -7,9 +7,10 @@ and then placed:
                   prod_i phi_i! n(phi_i | e_i)  prod_j t(f_j | e_{a_j})  prod_{j: a_j > 0} d(j | ...)
 
 with d of ``distortion`` and ``vacancies``; Models 4 and 5, whose d admits but one order of the words of a
-cept, have no phi_i!. A sum over all alignments is out of reach, so expectations are taken over those near the
-best one that climbing finds (``neighbourhood``), weighted by what the model says of each. Every table is at
-least ``FLOOR``; a fertility above ``MOST`` has no probability.
+cept, have no phi_i!. Model 6 (``log_linear``) multiplies Model 4 by a power of the HMM. A sum over all
+alignments is out of reach, so expectations are taken over those near the best one that climbing finds
+(``neighbourhood``), weighted by what the model says of each. Every table is at least ``FLOOR``; a fertility
+above ``MOST`` has no probability.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from research.statistical.distortion import (
     Tokens,
     tokens_of,
 )
+from research.statistical.log_linear import LogLinear
 from research.statistical.neighbourhood import (
     IMPOSSIBLE,
     Candidates,
@@ -50,7 +52,7 @@ MOST = 9
 _CELLS = 1 << 17
 
 
-Places = Absolute | Relative | Vacancies
+Places = Absolute | Relative | Vacancies | LogLinear
 
 
 class Stage(NamedTuple):
@@ -64,6 +66,7 @@ SCHEDULES: dict[str, tuple[Stage, ...]] = {
     "model3": (Stage(Absolute(), 3),),
     "model4": (Stage(Absolute(), 3), Stage(Relative(), 3)),
     "model5": (Stage(Absolute(), 3), Stage(Relative(), 3), Stage(Vacancies(), 3)),
+    "model6": (Stage(Absolute(), 3), Stage(Relative(), 3), Stage(LogLinear(), 3)),
 }
 """The usual schedules, by the model they end with; they begin with the HMM's alignments and lexical table."""
 
@@ -194,11 +197,13 @@ def scores_of(model: Model, log: Logarithms, pairs: Pairs) -> Scores:
 def log_probability(
     model: Model, log: Logarithms, pairs: Pairs, candidates: Candidates, tokens: Tokens
 ) -> Float64[np.ndarray, " K"]:
-    """Returns log P(f, a | e) of alignments."""
+    """Returns log P(f, a | e) of alignments; of Model 6 without what all alignments of a sentence share."""
     size = len(candidates.pair)
     filled = tokens.position > 0
     cell = pairs.cells[tokens.pair, np.maximum(tokens.position - 1, 0), tokens.place - 1]
     of_word = np.where(filled, log.pairs[cell], log.empty[tokens.target])
+    if isinstance(model.distortion, LogLinear):
+        of_word *= 1 + model.distortion.alpha
     of_place = model.distortion.log_probability(model.layout, model.parameters.distortion, tokens)
     of_word += np.where(filled, of_place, 0.0)
     total = np.bincount(tokens.candidate, of_word, minlength=size)
@@ -255,7 +260,7 @@ def expect(
     """
     scores = scores_of(model, log, pairs)
     cutoff = model.settings.cutoff
-    if isinstance(model.distortion, Vacancies):
+    if isinstance(model.distortion, Vacancies | LogLinear):
         best, _ = climb(scores, alignment)
         best, candidates = climb(scores, best, cutoff=cutoff, look=_ranked(model, log, pairs, scores))
     else:
@@ -312,7 +317,7 @@ def collect(
 def _ranked(
     model: Model, log: Logarithms, pairs: Pairs, scores: Scores
 ) -> Callable[[np.ndarray, np.ndarray], Neighbours]:
-    """Returns how to look at neighbours by Model 5: those that Model 4 does not find unlikely, one by one."""
+    """Returns how to look at neighbours by Models 5 and 6: those that Model 4 finds likely, one by one."""
 
     def look(rows: np.ndarray, alignment: np.ndarray) -> Neighbours:
         found = neighbours(scores.take(rows), alignment)

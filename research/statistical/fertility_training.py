@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -27,10 +27,10 @@ from research.statistical.fertility import (
     expect,
     logarithms,
 )
+from research.statistical.iterations import SILENT, WAYS, Progress, iterate
 from research.statistical.neighbourhood import Candidates
 from research.statistical.word_classes import word_classes
 
-Report = Callable[[str], None]
 DEFAULT = Fertility()
 CLASSES = 50
 """Word classes of each side."""
@@ -56,7 +56,7 @@ def train(
     classes: Classes,
     settings: Fertility = DEFAULT,
     *,
-    report: Report = lambda message: None,
+    progress: Progress = SILENT,
 ) -> tuple[Model, Decision]:
     """Trains a direction, and returns its model and what it says of the bitext.
 
@@ -67,7 +67,7 @@ def train(
       schedule: models of places, each with its iterations.
       classes: word classes.
       settings: how.
-      report: called with a line after each iteration.
+      progress: is told of every iteration.
     """
     longest = longest_sources(direction)
     placings = [_placing(stage.distortion, longest, classes) for stage in schedule]
@@ -77,19 +77,27 @@ def train(
     counts = _sum(model, _of_start(direction, model, chosen, placings[0]))
     model = _maximise(model, counts._replace(pairs=lexical[0], empty=lexical[1]), direction)
     stages = [stage for stage in schedule for _ in range(stage.iterations)]
-    way = "backward" if direction.backward else "forward"
-    for done, (stage, following) in enumerate(zip(stages, [*stages[1:], stages[-1]], strict=True), start=1):
-        # The last iteration with one model of places counts for the next.
-        counted = placings[schedule.index(following)]
-        if following == stage:
-            counted = counted._replace(table=model.parameters.distortion)
-        counts, log_likelihood, chosen = _iterate(direction, model, chosen, counted)
-        model = Model(settings, following.distortion, counted.layout, model.parameters)
-        model = _maximise(model, counts, direction)
-        report(
-            f"{way}, {type(stage.distortion).__name__} places, iteration {done} of {len(stages)}: "
-            f"log-likelihood {log_likelihood / len(direction.bitext):.4f} a pair"
-        )
+    followed = [*stages[1:], stages[-1]]  # the last iteration with one model of places counts for the next
+    way = WAYS[direction.backward]
+
+    def model_of(parameters: Parameters, number: int) -> Model:
+        at = schedule.index(stages[0] if number == 0 else followed[number - 1])
+        return Model(settings, schedule[at].distortion, placings[at].layout, parameters)
+
+    def once(
+        before: tuple[Parameters, np.ndarray], number: int
+    ) -> tuple[tuple[Parameters, np.ndarray], Mapping[str, float]]:
+        parameters, chosen = before
+        counted = placings[schedule.index(followed[number])]
+        if followed[number] == stages[number]:
+            counted = counted._replace(table=parameters.distortion)
+        counts, log_likelihood, chosen = _iterate(direction, model_of(parameters, number), chosen, counted)
+        following = _maximise(model_of(parameters, number + 1), counts, direction)
+        each = log_likelihood / len(direction.bitext)
+        return (following.parameters, chosen), {f"{way}/log_likelihood": each}
+
+    state = iterate(f"{way} fertility", len(stages), (model.parameters, chosen), once, progress)
+    model, chosen = model_of(state[0], len(stages)), state[1]
     return model, decide(direction, model, chosen - 1)
 
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -41,6 +41,7 @@ from research.statistical.bitext import (
 )
 from research.statistical.em import device_mesh, make_step, reduce_totals, run_blocks, zeros
 from research.statistical.hmm import Chain
+from research.statistical.iterations import SILENT, WAYS, Progress, iterate
 from research.statistical.positions import Positions, Uniform
 
 
@@ -233,7 +234,7 @@ def train(
     bitext: Bitext,
     model: Joint,
     mesh: Mesh | None = None,
-    report: Callable[[str], None] = lambda message: None,
+    progress: Progress = SILENT,
 ) -> tuple[State, Memory]:
     """Trains on a bitext, and returns its counts and what it believes of its own links.
 
@@ -241,35 +242,58 @@ def train(
       bitext: what to align, which is also what is learnt from.
       model: iterations and priors.
       mesh: devices to share the sentence pairs out to; default: all.
-      report: called with a line after each iteration.
+      progress: is told of every iteration.
     """
     mesh = mesh or device_mesh()
     found = blocks(bitext, multiple=mesh.size)
-    memory = Memory.blank(bitext)
+    blank = Memory.blank(bitext)
+    beliefs = (blank.links, blank.empty_target, blank.empty_source)
     counts = initial_counts(bitext)
+    lengths = (bitext.source.lengths, bitext.target.lengths)
     stages = (
         (Uniform(model.empty), model.independent_iterations),
         (chain_of(model), model.chain_iterations),
     )
-    done, total = 0, sum(iterations for _, iterations in stages)
     for positions, iterations in stages:
-        step = make_step(expectations, mesh, model=model, positions=positions)
-        lengths = (bitext.source.lengths, bitext.target.lengths)
         parameters = jax.tree.map(
             lambda f, b: jnp.stack([f, b]), positions.initial(*lengths), positions.initial(*lengths[::-1])
         )
-        for _ in range(iterations):
-            statistics = jax.vmap(positions.statistics, axis_size=2)(parameters)
-            state = State(counts, parameters, jnp.zeros(2, jnp.float32))
-            state = jax.device_put(state, NamedSharding(mesh, P()))
-            totals = zeros(state._replace(positions=statistics), mesh)
-            totals = run_blocks(step, state, totals, bitext, found, mesh, memory.read, memory.write)
-            state = reduce_totals(totals)
-            counts, parameters = state.counts, maximise(parameters, state.positions, positions)
-            done += 1
-            forward, backward = np.asarray(state.log_likelihood) / len(bitext)
-            report(
-                f"{type(positions).__name__}, iteration {done} of {total}: "
-                f"log-likelihood {forward:.2f} and {backward:.2f} a pair"
-            )
-    return State(counts, parameters, state.log_likelihood), memory
+        state = State(counts, parameters, jnp.zeros(2, jnp.float32))
+        once = functools.partial(
+            _iteration, bitext=bitext, found=found, model=model, positions=positions, mesh=mesh
+        )
+        phase = f"joint {type(positions).__name__.lower()}"
+        state, beliefs = iterate(phase, iterations, (state, beliefs), once, progress)
+        counts = state.counts
+    return state, Memory(bitext, *beliefs)
+
+
+_Beliefs = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""The arrays of a ``Memory``."""
+
+
+def _iteration(
+    before: tuple[State, _Beliefs],
+    number: int,
+    *,
+    bitext: Bitext,
+    found: Sequence[Block],
+    model: Joint,
+    positions: Positions,
+    mesh: Mesh,
+) -> tuple[tuple[State, _Beliefs], Mapping[str, float]]:
+    """Returns the state after an iteration, and the beliefs, which it changes (see ``iterate``)."""
+    del number
+    state, beliefs = before
+    memory = Memory(bitext, *beliefs)
+    step = make_step(expectations, mesh, model=model, positions=positions)
+    statistics = jax.vmap(positions.statistics, axis_size=2)(state.positions)
+    everywhere = State(state.counts, state.positions, jnp.zeros(2, jnp.float32))
+    totals = zeros(everywhere._replace(positions=statistics), mesh)
+    everywhere = jax.device_put(everywhere, NamedSharding(mesh, P()))
+    totals = run_blocks(step, everywhere, totals, bitext, found, mesh, memory.read, memory.write)
+    sums = reduce_totals(totals)
+    each = np.asarray(sums.log_likelihood) / len(bitext)
+    metrics = {f"{way}/log_likelihood": float(value) for way, value in zip(WAYS, each, strict=True)}
+    parameters = maximise(state.positions, sums.positions, positions)
+    return (State(sums.counts, parameters, sums.log_likelihood), beliefs), metrics

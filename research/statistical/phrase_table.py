@@ -5,7 +5,8 @@ Johnson, 2006); lex is the product over the words of one phrase of the mean of w
 occurrence where it is highest. Reordering is that of Koehn et al. (2005), half a count added to each
 orientation.
 
-Phrases are numbered, so that counting is sorting integers; nothing is ever looked up by text.
+Phrases are numbered, so that counting is sorting integers; nothing is ever looked up by text. What does not
+fit into memory is counted on disk (``phrase_counting``).
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ REORDERING = tuple(
     f"{o} {side}" for side in ("before", "after") for o in ("monotone", "swap", "discontinuous")
 )
 """Columns of ``PhraseTable.reordering``."""
-_ORIENTATION_PRIOR = 0.5
-_COUNTS = 10
+ORIENTATION_PRIOR = 0.5
+"""Added to the count of each orientation."""
+COUNTS = 10
 """Counts above this need no Good-Turing smoothing."""
 
 Phrase = tuple[str, ...]
@@ -49,6 +51,17 @@ class Phrases:
     """Drop pairs that may co-occur by chance, by Fisher's exact test (Johnson et al., 2007); alpha is the
     significance of a pair both sides of which occur in a single sentence pair: "alpha-epsilon" keeps these,
     "alpha+epsilon" drops them."""
+    memory: float | None = None
+    """GiB that counting on disk may take (extra "disk"); none: count in memory."""
+
+    def validate(self) -> None:
+        """Raises UserError where a setting makes no sense."""
+        if self.longest < 1:
+            raise UserError(f"phrases.longest {self.longest}: at least 1")
+        if self.memory is not None and not 0.1 <= self.memory < np.inf:
+            raise UserError(f"phrases.memory {self.memory}: at least 0.1, in GiB")
+        if self.memory is not None and self.significance != "any":
+            raise UserError("phrases.significance is computed in memory: leave out phrases.memory")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -102,7 +115,7 @@ def build(
         report(f"{kept.sum():,} of {len(kept):,} phrase pairs are significant")
     else:
         kept = np.ones(len(pairs.source), bool)
-    lexical = _lexical_weights(found, f, e, links)
+    lexical = lexical_weights(found, word_factors(f, e, links))
     scores = np.stack(
         [
             np.log(_conditional(pairs.counts, pairs.source, pairs.target, how.smoothing)),
@@ -119,8 +132,8 @@ def build(
     order = order[np.lexsort((-scores[order, 2], pairs.source[order]))]
     report(f"{len(order):,} phrase pairs")
     return _table(
-        _texts(f, f_numbers, pairs.source[order]),
-        _texts(e, e_numbers, pairs.target[order]),
+        texts_of(f, f_numbers, pairs.source[order]),
+        texts_of(e, e_numbers, pairs.target[order]),
         scores[order].astype(np.float32),
         reordering[order].astype(np.float32),
     )
@@ -169,41 +182,65 @@ def _conditional(count: np.ndarray, of: np.ndarray, given: np.ndarray, smoothing
     if smoothing == "good-turing":
         return _good_turing(count) / total
     if smoothing == "kneser-ney":
-        once, twice = ((count == n).sum() for n in (1, 2))
-        discount = once / (once + 2 * twice) if once and twice else 0.5
+        less = discount(*(int((count == n).sum()) for n in (1, 2)))
         different = np.bincount(given)[given]  # pairs that each given phrase is in
         lower = np.bincount(of)[of] / len(of)
-        return (count - discount) / total + discount * different / total * lower
+        return (count - less) / total + less * different / total * lower
     return count / total
 
 
 def _good_turing(count: np.ndarray) -> np.ndarray:
-    """Returns (c + 1) n(c + 1) / n(c) for counts c of up to ten, never more than c; others as they are."""
-    n = np.bincount(np.minimum(count, _COUNTS + 2), minlength=_COUNTS + 3).astype(np.float64)
-    adjusted = np.arange(_COUNTS + 2, dtype=np.float64)
-    for c in range(1, _COUNTS + 1):
+    """Returns the adjusted counts of pairs."""
+    adjusted = good_turing(np.bincount(np.minimum(count, COUNTS + 2), minlength=COUNTS + 3))
+    return np.where(count <= COUNTS, adjusted[np.minimum(count, COUNTS)], count)
+
+
+def good_turing(n: Int64[np.ndarray, " counts"]) -> Float64[np.ndarray, " adjusted"]:
+    """Returns (c + 1) n(c + 1) / n(c) for counts c of up to ``COUNTS``, never more than c.
+
+    Args:
+      n: how many pairs have each count, 0..COUNTS + 1 at least.
+    """
+    adjusted = np.arange(COUNTS + 2, dtype=np.float64)
+    for c in range(1, COUNTS + 1):
         if n[c] and n[c + 1]:
             adjusted[c] = min((c + 1) * n[c + 1] / n[c], c)
-    return np.where(count <= _COUNTS, adjusted[np.minimum(count, _COUNTS)], count)
+    return adjusted
 
 
-def _lexical_weights(
-    found: Occurrences, source: Side, target: Side, links: Links
+def discount(once: int, twice: int) -> float:
+    """Returns what Kneser-Ney smoothing takes from each count, of how many pairs occur once and twice."""
+    return once / (once + 2 * twice) if once and twice else 0.5
+
+
+def lexical_weights(
+    found: Occurrences, factors: tuple[Float64[np.ndarray, " tokens"], Float64[np.ndarray, " target_tokens"]]
 ) -> tuple[Float64[np.ndarray, " occurrences"], Float64[np.ndarray, " occurrences"]]:
     """Returns ln lex(f|e) and ln lex(e|f) of every occurrence.
 
     A word's links lie within the phrase pair, or outside of it altogether: its factor is the same in every
     phrase that it is in, and a phrase's weight a difference of running sums.
+
+    Args:
+      found: the occurrences.
+      factors: of the words of both sides, from ``word_factors``.
     """
-    f, e = source.starts[links.pair] + links.source, target.starts[links.pair] + links.target
     weights = []
-    for side, own, other_side, other, start, length in (
-        (source, f, target, e, found.source, found.source_length),
-        (target, e, source, f, found.target, found.target_length),
+    for of_words, start, length in (
+        (factors[0], found.source, found.source_length),
+        (factors[1], found.target, found.target_length),
     ):
-        running = np.append(0.0, np.cumsum(np.log(_word_factors(side, own, other_side, other))))
+        running = np.append(0.0, np.cumsum(np.log(of_words)))
         weights.append(running[start + length] - running[start])
     return weights[0], weights[1]
+
+
+def word_factors(
+    source: Side, target: Side, links: Links
+) -> tuple[Float64[np.ndarray, " tokens"], Float64[np.ndarray, " target_tokens"]]:
+    """Returns, of each word of both sides, the mean of w(word | word) over the words that it is linked to."""
+    f, e = source.starts[links.pair] + links.source, target.starts[links.pair] + links.target
+    return _word_factors(source, f, target, e), _word_factors(target, e, source, f)
 
 
 def _word_factors(side: Side, own: np.ndarray, other_side: Side, other: np.ndarray) -> np.ndarray:
@@ -221,11 +258,11 @@ def _word_factors(side: Side, own: np.ndarray, other_side: Side, other: np.ndarr
 
 def _orientations(values: np.ndarray, pairs: _Pairs) -> Float64[np.ndarray, "pairs 3"]:
     counts = [np.add.reduceat(values == o, pairs.first, dtype=np.float64) for o in range(3)]
-    smoothed = np.stack(counts, axis=1) + _ORIENTATION_PRIOR
-    return np.log(smoothed / (pairs.counts[:, None] + 3 * _ORIENTATION_PRIOR))
+    smoothed = np.stack(counts, axis=1) + ORIENTATION_PRIOR
+    return np.log(smoothed / (pairs.counts[:, None] + 3 * ORIENTATION_PRIOR))
 
 
-class _Texts(NamedTuple):
+class Texts(NamedTuple):
     """A column of phrases.
 
     Attributes:
@@ -237,15 +274,15 @@ class _Texts(NamedTuple):
     codes: np.ndarray
 
 
-def _texts(side: Side, numbering: Numbering, numbers: np.ndarray) -> _Texts:
+def texts_of(side: Side, numbering: Numbering, numbers: np.ndarray) -> Texts:
     """Returns the phrases with these numbers."""
     different, codes = np.unique(numbers, return_inverse=True)
     spans = zip(numbering.first[different].tolist(), numbering.length[different].tolist(), strict=True)
     words = [side.words[token] for token in side.tokens.tolist()]
-    return _Texts([tuple(words[first : first + n]) for first, n in spans], codes)
+    return Texts([tuple(words[first : first + n]) for first, n in spans], codes)
 
 
-def _table(sources: _Texts, targets: _Texts, scores: np.ndarray, reordering: np.ndarray) -> PhraseTable:
+def _table(sources: Texts, targets: Texts, scores: np.ndarray, reordering: np.ndarray) -> PhraseTable:
     """Returns the table of rows, those of one source phrase being together."""
     firsts = np.flatnonzero(np.diff(sources.codes, prepend=-1))
     spans = zip(firsts.tolist(), [*firsts[1:].tolist(), len(scores)], strict=True)
@@ -291,11 +328,20 @@ def read_table(path: Path) -> PhraseTable:
         name for name in ("source", "target", *SCORES, *REORDERING) if name not in found.column_names
     ]:
         raise UserError(f"the phrase table {path} has no column {missing[0]!r}")
+    for name in ("source", "target", *SCORES, *REORDERING):
+        column, is_text = found.column(name), name in ("source", "target")
+        right = pa.types.is_string(column.type) if is_text else pa.types.is_floating(column.type)
+        if not right or column.null_count:
+            wanted, holds = (
+                "text" if is_text else "numbers",
+                f"gaps in {column.type}" if right else column.type,
+            )
+            raise UserError(f"the phrase table {path}: column {name!r} should be {wanted}, it has {holds}")
 
-    def texts(name: str) -> _Texts:
+    def texts(name: str) -> Texts:
         column = found.column(name).combine_chunks().dictionary_encode()
         phrases = [tuple(text.split(" ")) for text in column.dictionary.to_pylist()]
-        return _Texts(phrases, column.indices.to_numpy())
+        return Texts(phrases, column.indices.to_numpy())
 
     scores, reordering = (
         np.stack([found.column(name).to_numpy().astype(np.float32) for name in names], axis=1)

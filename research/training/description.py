@@ -26,9 +26,10 @@ from research.errors import UserError, nearest
 from research.training.experiment import Experiment
 from research.training.migrations import FORMAT, migrated
 from research.training.phrase_based import PhraseBased
+from research.training.word_alignment import WordAlignment
 
 Described = TypeVar("Described")
-Description = Experiment | PhraseBased
+Description = Experiment | PhraseBased | WordAlignment
 """What an experiment file may describe, and ``headway train`` makes."""
 
 
@@ -165,8 +166,9 @@ def load_experiment(path: str | Path) -> Experiment:
     found = load_description(path)
     if not isinstance(found, Experiment):
         raise UserError(
-            f"{path} is of kind {kind(type(found))!r}, which has no network; it is for train, show, "
-            "translate, evaluate, compare and report"
+            f"{path} is of kind {kind(type(found))!r}, which has no network; it is for "
+            + ("translate, compare, " if isinstance(found, PhraseBased) else "align, ")
+            + "train, show, evaluate and report"
         )
     return found
 

@@ -1,10 +1,18 @@
-"""SIGTERM and Ctrl-C: the first asks the loop to stop after the step at hand, the second stops at once."""
+"""SIGTERM and Ctrl-C: the first asks the loop to stop after the step at hand, the second stops at once.
+
+What is made by stages or iterations, each saved, stops at once (``stoppable``).
+"""
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
+from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType, TracebackType
+
+from research.errors import StoppedError
 
 
 class Interrupt:
@@ -37,3 +45,19 @@ class Interrupt:
         self.received = signal.Signals(number).name
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def stoppable(directory: Path) -> Iterator[None]:
+    """Makes SIGTERM and Ctrl-C a `StoppedError`: whatever is under way, what was before it is saved."""
+    here = threading.current_thread() is threading.main_thread()  # no other may set handlers
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if here else None
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise StoppedError(
+            f"stopped; what was done is saved in {directory}: the same command goes on"
+        ) from None
+    finally:
+        if here:
+            signal.signal(signal.SIGTERM, before)

@@ -43,11 +43,8 @@ class PhraseBased:
     def validate(self) -> None:
         """Raises UserError where a setting makes no sense."""
         self.alignment.validate()
+        self.phrases.validate()
         self.search.validate()
         self.tuning.validate()
-        for name, value in (
-            ("phrases.longest", self.phrases.longest),
-            ("language_model.order", self.language_model.order),
-        ):
-            if value < 1:
-                raise UserError(f"{name} {value}: at least 1")
+        if self.language_model.order < 1:
+            raise UserError(f"language_model.order {self.language_model.order}: at least 1")

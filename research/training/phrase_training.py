@@ -1,7 +1,7 @@
 """Making a phrase-based system, stage by stage; each stage leaves a file, and is not done again.
 
 text.json        what the text was, in figures and checksums
-alignment.txt    links of the training text, i-j
+alignment.txt    links of the training text, i-j; until they are there, iterations/
 lm.arpa          the language model
 phrases.parquet  the phrase table
 tuning.npz       what tuning has decoded so far
@@ -10,29 +10,28 @@ weights.json     the best weights of the features
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from research.data.parallel import Pair, words_of
-from research.errors import StoppedError, UserError
+from research.data.parallel import Pair, text_record, words_of
+from research.errors import UserError
 from research.statistical.aligner import align
 from research.statistical.arpa import read_arpa, write_arpa
 from research.statistical.em import device_per_core
 from research.statistical.ngram_model import NgramModel, estimate
+from research.statistical.phrase_counting import write_counted
 from research.statistical.phrase_table import PhraseTable, build, read_table, write_table
 from research.statistical.phrases import Links
 from research.statistical.tuning import Iteration, best, tune
 from research.training.conclusion import Conclusion, Result
 from research.training.description import to_json
+from research.training.interrupt import stoppable
+from research.training.kept_iterations import KeptIterations
 from research.training.metrics import MetricsWriter
 from research.training.phrase_based import PhraseBased
 from research.training.run_directory import RunDirectory, claim, write_atomically
@@ -50,18 +49,6 @@ class _Text(NamedTuple):
     target: Sentences
     valid_source: Sentences
     valid_target: Sentences
-
-    def record(self) -> str:
-        """Returns what identifies the text, as JSON."""
-        figures = {
-            name: {
-                "sentences": len(side),
-                "words": sum(map(len, side)),
-                "sha256": hashlib.sha256("\n".join(map(" ".join, side)).encode()).hexdigest(),
-            }
-            for name, side in self._asdict().items()
-        }
-        return json.dumps(figures, indent=2) + "\n"
 
 
 def _read(description: PhraseBased) -> _Text:
@@ -96,8 +83,8 @@ def run(description: PhraseBased, directory: Path, *, report: Report = lambda me
     description.validate()
     text = _read(description)
     begin = time.monotonic()
-    with claim(directory, to_json(description)) as owned, _stoppable(owned):
-        owned.keep({"text.json": text.record()})
+    with claim(directory, to_json(description)) as owned, stoppable(owned.path):
+        owned.keep({"text.json": text_record(text._asdict())})
 
         def stage(name: str, make: Callable[[Path], None]) -> Path:
             path = owned.path / name
@@ -133,33 +120,23 @@ def run(description: PhraseBased, directory: Path, *, report: Report = lambda me
     )
 
 
-@contextlib.contextmanager
-def _stoppable(directory: RunDirectory) -> Iterator[None]:
-    """Makes SIGTERM and Ctrl-C a `StoppedError`: whatever stage is under way, those before it are saved."""
-    here = threading.current_thread() is threading.main_thread()  # no other may set handlers
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if here else None
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise StoppedError(
-            f"stopped; the stages that are done are saved in {directory.path}: the same command goes on"
-        ) from None
-    finally:
-        if here:
-            signal.signal(signal.SIGTERM, before)
-
-
 def _align(description: PhraseBased, text: _Text, path: Path, report: Report) -> None:
     device_per_core()
-    found = align(text.source, text.target, description.alignment, report=report)
+    kept = KeptIterations(path.with_name("iterations"), report)
+    found = align(text.source, text.target, description.alignment, progress=kept)
     write_atomically(path, "".join(line + "\n" for line in found.lines()))
+    kept.forget()
 
 
 def _extract(description: PhraseBased, text: _Text, alignment: Path, path: Path, report: Report) -> None:
     lines = alignment.read_text(encoding="utf-8").split("\n")[:-1]
-    links = [(pair, *map(int, link.split("-"))) for pair, line in enumerate(lines) for link in line.split()]
-    columns = np.array(links, np.int64).reshape(-1, 3).T
-    write_table(build(text.source, text.target, Links(*columns), description.phrases, report=report), path)
+    pair = np.repeat(np.arange(len(lines)), [line.count("-") for line in lines])
+    ends = np.fromstring(" ".join(lines).replace("-", " "), np.int64, sep=" ").reshape(-1, 2)
+    links, how = Links(pair, ends[:, 0], ends[:, 1]), description.phrases
+    if how.memory is None:
+        write_table(build(text.source, text.target, links, how, report=report), path)
+    else:
+        write_counted(text.source, text.target, links, how, path, report=report)
 
 
 def _estimate(description: PhraseBased, text: _Text, path: Path) -> None:

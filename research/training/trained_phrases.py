@@ -14,7 +14,7 @@ from research.statistical.arpa import read_arpa
 from research.statistical.decoding import PhraseDecoder
 from research.statistical.ngram_model import NgramModel
 from research.statistical.phrase_table import read_table
-from research.training.description import load_description, to_json
+from research.training.description import kind, load_description, to_json
 from research.training.phrase_based import PhraseBased
 from research.training.phrase_training import LANGUAGE_MODEL, PHRASES, WEIGHTS
 from research.training.run_directory import RunDirectory, open_run
@@ -59,7 +59,8 @@ def load(path: str | Path) -> TrainedPhrases:
     """
     directory = open_run(path)
     description = load_description(directory.experiment)
-    assert isinstance(description, PhraseBased)
+    if not isinstance(description, PhraseBased):
+        raise UserError(f"{path} is of kind {kind(type(description))!r}, which does not translate")
     if not (directory.path / WEIGHTS).exists():
         raise UserError(f"{path} has no {WEIGHTS} yet: it is not tuned; headway train {path} goes on with it")
     try:
@@ -72,14 +73,12 @@ def load(path: str | Path) -> TrainedPhrases:
 
 
 def text(found: Mapping[str, Any]) -> str:
-    """Returns a summary, or a description alone, for a reader."""
+    """Returns a summary for a reader."""
     return "\n".join(_lines(found))
 
 
 def _lines(found: Mapping[str, Any]) -> Iterator[str]:
     yield from description_lines(found["experiment"], "")
-    if "run" not in found:
-        return
     yield ""
     rounds = ", ".join(f"{bleu:.2f}" for bleu in found["bleu_of_rounds"])
     yield f"run {found['run']}: weights of round {found['step']} of tuning; BLEU of the rounds: {rounds}"

@@ -12,6 +12,7 @@ from research.errors import UserError
 from research.statistical.aligner import Aligner, align, read_sentences
 from research.statistical.bitext import LONGEST
 from research.statistical.em import device_mesh
+from research.statistical.iterations import Progress
 
 SOURCE, TARGET = dictionaries.SOURCE * 3, dictionaries.TARGET * 3
 
@@ -25,7 +26,7 @@ def test_order_is_kept_and_what_cannot_be_aligned_is_counted():
     source = [[], *SOURCE, ["a"] * (LONGEST + 1), ["the"]]
     target = [["la"], *TARGET, ["b"], []]
     said = []
-    found = align(source, target, mesh=device_mesh(1), report=said.append)
+    found = align(source, target, mesh=device_mesh(1), progress=Progress(said.append))
     assert (len(found), found.empty, found.too_long) == (len(source), 2, 1)
     for pair in (0, -3, -2, -1):
         assert pair == -3 or found.links(pair % len(source)) == []
@@ -45,7 +46,7 @@ def test_case_is_one_word_unless_kept():
     assert list(folded.lines()) == list(align(SOURCE, TARGET, settings, mesh=device_mesh(1)).lines())
     said = []
     kept = dataclasses.replace(settings, keep_case=True)
-    align(upper, TARGET, kept, mesh=device_mesh(1), report=said.append)
+    align(upper, TARGET, kept, mesh=device_mesh(1), progress=Progress(said.append))
     entries = len({pair for e, f in zip(upper, TARGET, strict=True) for pair in itertools.product(e, f)})
     assert f" {entries} pairs of words" in said[0]
 

@@ -14,6 +14,7 @@ from research.statistical.bitext import make_bitext
 from research.statistical.directional import Direction, Stage, best_links, train
 from research.statistical.em import device_mesh
 from research.statistical.hmm import Chain
+from research.statistical.iterations import Progress
 from research.statistical.positions import Diagonal, Table, Uniform
 
 
@@ -25,7 +26,7 @@ def bitext():
 def likelihoods(direction, schedule, **settings):
     """Trains, and returns the parameters and the log-likelihoods that were reported, not rounded."""
     reported = []
-    parameters = train(direction, schedule, report=lambda line: reported.append(line), **settings)
+    parameters = train(direction, schedule, progress=Progress(reported.append), **settings)
     values = [float(line.split("log-likelihood ")[1].split()[0]) for line in reported]
     return parameters, [value * len(direction.bitext) for value in values]
 

@@ -24,6 +24,7 @@ from research.statistical.fertility import (
     scores_of,
 )
 from research.statistical.fertility_training import longest_sources, train
+from research.statistical.iterations import Progress
 from research.statistical.neighbourhood import Candidates, climb, neighbours, pairs_of
 from research.statistical.vacancies import Vacancies
 
@@ -208,7 +209,9 @@ def test_training_is_the_dictionaries(direction, kind):
     settings = Fertility(empty=P1, smoothing=2.0, cutoff=-np.inf)
     lexical = (model.parameters.pairs, model.parameters.empty)
     said = []
-    trained, found = train(direction, decision, lexical, stages, classes, settings, report=said.append)
+    trained, found = train(
+        direction, decision, lexical, stages, classes, settings, progress=Progress(said.append)
+    )
 
     reach = max(map(len, targets))
     width = {"first": 2 * reach + 1, "rest": reach}

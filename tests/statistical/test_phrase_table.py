@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import math
 import re
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import scipy.stats
 
 from research.errors import UserError
+from research.statistical.phrase_counting import write_counted
 from research.statistical.phrase_table import (
     REORDERING,
     SCORES,
@@ -148,6 +151,14 @@ def test_a_bad_file_is_one_line(tmp_path):
         pq.write_table(whole.drop_columns([column]), path)
         with pytest.raises(UserError, match=re.escape(f"{path} has no column {column!r}")):
             read_table(path)
+    for column, values, words in (
+        ("source", pa.array([1]), "'source' should be text, it has int64"),
+        (SCORES[0], pa.array(["x"]), "should be numbers, it has string"),
+        (REORDERING[0], pa.array([None], pa.float32()), "should be numbers, it has gaps in float"),
+    ):
+        pq.write_table(whole.set_column(whole.column_names.index(column), column, values), path)
+        with pytest.raises(UserError, match=words):
+            read_table(path)
     path.write_bytes(b"PAR1 and no more")
     with pytest.raises(UserError, match=r"^cannot read the phrase table .*\.parquet: [^\n]*$"):
         read_table(path)
@@ -158,3 +169,39 @@ def test_a_bad_file_is_one_line(tmp_path):
 def test_no_links_no_phrases():
     with pytest.raises(UserError, match="no links"):
         build([["a"]], [["b"]], links([[]]))
+
+
+@pytest.mark.parametrize("smoothing", ["none", "good-turing", "kneser-ney"])
+def test_counted_on_disk_it_is_the_same_table(smoothing, tmp_path):
+    pytest.importorskip("duckdb")
+    source, target, alignment = random_bitext(seed=1)
+    alignment[3] = set()
+    how = Phrases(longest=4, smoothing=smoothing, memory=0.1)
+    said = []
+    write_counted(
+        source, target, links(alignment), how, tmp_path / "it's.parquet", report=said.append, sentences=7
+    )
+    expected = build(source, target, links(alignment), dataclasses.replace(how, memory=None))
+    found = read_table(tmp_path / "it's.parquet")
+    assert len(found.targets) == len(expected.targets) and [p.name for p in tmp_path.iterdir()] == [
+        "it's.parquet"
+    ]
+    theirs = rows(expected)
+    ours = rows(found)
+    assert ours.keys() == theirs.keys()
+    for pair, columns in ours.items():
+        for column, other in zip(columns, theirs[pair], strict=True):
+            np.testing.assert_allclose(column, other, rtol=1e-6)
+    for first, last in found.sources.values():  # the likeliest first
+        assert (np.diff(found.scores[first:last, 2]) <= 0).all()
+    assert said[1] == f"{len(found.targets):,} phrase pairs"
+
+
+def test_counting_on_disk_refuses(tmp_path):
+    pytest.importorskip("duckdb")
+    with pytest.raises(UserError, match="has no links"):
+        write_counted([["a"]], [["b"]], links([[]]), Phrases(memory=0.1), tmp_path / "table")
+    with pytest.raises(UserError, match=r"phrases.memory 0.01: at least 0.1"):
+        Phrases(memory=0.01).validate()
+    with pytest.raises(UserError, match="is computed in memory"):
+        Phrases(memory=1.0, significance="alpha-epsilon").validate()
