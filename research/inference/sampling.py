@@ -114,8 +114,10 @@ def sampler(
 
         def extend(carry: tuple[Any, ...]) -> tuple[Any, ...]:
             count, token, done, cache, out = carry
+            # Tied to the step, or XLA would widen 8-bit kernels before the loop and read float32 in it.
+            token, weights = jax.lax.optimization_barrier((token, params))
             place = Tokens((lengths + count - 1)[:, None])
-            logits, cache = apply({"params": params}, token[:, None], place, cache=cache)
+            logits, cache = apply({"params": weights}, token[:, None], place, cache=cache)
             chosen = choose(logits[:, 0], how, jax.random.fold_in(key, count))
             token = jnp.where(done, stop[0] if stop else 0, chosen)
             out = jax.lax.dynamic_update_slice(out, token[:, None], (0, count))

@@ -12,7 +12,7 @@ import pytest
 from research.cli.main import main
 from research.data.text import TextData
 from research.data.tokenizer import Tokenizer
-from research.inference.sampling import Decoding, sample
+from research.inference.sampling import Decoding, sample, sampler
 from research.interchange.runs import make_run
 from research.models.gpt import GPT
 from research.modules.eight_bit import EightBit
@@ -99,3 +99,16 @@ def test_int8_is_refused_where_nothing_is_sampled(runs, tmp_path, capsys):
     assert "is a run already" in capsys.readouterr().err
     assert main(["export", str(runs[0]), str(tmp_path / "x"), "--dtype", "int4"]) == 2
     assert "--dtype int4: float32, bfloat16, float16 or int8" in capsys.readouterr().err
+
+
+def test_the_loop_over_tokens_reads_codes_not_what_they_were_widened_to():
+    generate = sampler(SMALL.build().apply, SMALL.empty_cache, tokens=4, how=Decoding(0.0), stop=())
+    shapes = jax.eval_shape(SMALL.build().init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    blocks = sum(4 * leaf.size for leaf in jax.tree.leaves(shapes["stack"]))
+    bytes_ = []
+    for params in (shapes, jax.eval_shape(quantized, shapes)):
+        prompt, length = jax.ShapeDtypeStruct((1, 4), jnp.int32), jax.ShapeDtypeStruct((1,), jnp.int32)
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        compiled = generate.lower(params, prompt, length, key).compile()
+        bytes_.append(compiled.memory_analysis().temp_size_in_bytes)
+    assert bytes_[0] - bytes_[1] > 0.5 * blocks  # temporaries: the layers apart, in their own dtype
