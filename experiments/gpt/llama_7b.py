@@ -1,7 +1,7 @@
 """A model shaped as Llama 2 7B: 32 layers, 32 heads, width 4096, SwiGLU 11008 (Touvron et al., 2023).
 
     headway train experiments/gpt/llama_7b.py --data.path "corpus/*.jsonl"
-    headway plan experiments/gpt/llama_7b.py --topology v5p:4x4x4 --sharding.tensor 4
+    headway plan experiments/gpt/llama_7b.py --topology v5p:4x4x4 --sharding.tensor 4 --accumulate 2
     headway plan experiments/gpt/llama_7b.py --topology v5e:16x16 --slices 2 --sharding.tensor 4
 
 6,738,415,616 parameters. A batch is 1,024 x 4,096 tokens, 4M as published, and the learning rate, warm-up and
