@@ -5,8 +5,7 @@
 
 For one GPU: about 60 passes over the text. Published with 10M words of BabyLM text, BLiMP: OPT-125M 62.6,
 RoBERTa 69.5, GPT-BERT 71.7, ELC-BERT 75.8. On ELTeC-eng (10.5M words of novels), a KenLM 5-gram has 52.6. Not
-run by us yet; on two cores, scale it down: --model.layers 4 --model.width 256 --model.heads 4
---model.dtype float32 --data.batch 64 --steps 6000.
+run by us yet; `babylm_10m_cpu.py` is for two cores.
 """
 
 from research.attention.catalogue import Interleaved
