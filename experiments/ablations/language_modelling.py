@@ -6,10 +6,10 @@
 2 layers of width 128 with 256 tokens of context, and a feed-forward network just wide enough that all
 mechanisms have the same number of parameters. Rotary positions for softmax mechanisms, none for those that
 have a notion of order of their own. Native sparse attention shares keys and values among heads, as it was
-made for; patterns are scaled down to the context. A run sees 0.6 million tokens: it tells what a mechanism
+made for; patterns are scaled down to the context. A run sees 0.4 million tokens: it tells what a mechanism
 learns soon, which is more of what is near than of what is far. With one seed differences of a hundredth of a
 bit may be chance; `--seeds 0,1,2` gives intervals in three times the time, `--parallel 2` gives each of two
-points a core.
+points a core. Estimated, not run: 25 minutes on two idle cores.
 """
 
 from research.ablation.grid import Ablation, Factor
@@ -48,7 +48,7 @@ def ablation() -> Ablation:
         data=TextData(source="standard-library", length=256, batch=8),
         optimizer=Muon(learning_rate=2e-2, adam_learning_rate=5e-3),
         schedule=Linear(warmup=20),
-        steps=300,
+        steps=200,
         evaluation=Evaluation(every=100, batches=16),
         checkpointing=Checkpointing(every=100),
     )

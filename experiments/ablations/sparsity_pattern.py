@@ -4,7 +4,7 @@
 
 Window, dilated window, window with global tokens, window with global and random blocks, and the two of the
 Sparse Transformer, on the quickstart's text in rows of 512 tokens: 2 layers of width 128. Time says what the
-block engine makes of the pattern.
+block engine makes of the pattern. Estimated, not run: 20 minutes on two idle cores.
 """
 
 import dataclasses
@@ -25,6 +25,7 @@ def ablation() -> Ablation:
     base = dataclasses.replace(
         base,
         name="sparsity-pattern",
+        steps=300,
         model=dataclasses.replace(base.model, context=512),
         data=dataclasses.replace(base.data, length=512, batch=4),
     )
@@ -43,7 +44,7 @@ def ablation() -> Ablation:
         name="sparsity-pattern",
         base=base,
         factors=(Factor("pattern", (ATTENTION,), choices),),
-        seeds=(0, 1, 2),
+        seeds=(0, 1),
         quality="valid/bits_per_byte",
         contexts=(512, 4096),
     )
