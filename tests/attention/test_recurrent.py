@@ -307,7 +307,7 @@ def test_misuse_is_refused():
 @pytest.mark.slow
 @pytest.mark.parametrize("decay", ["none", "vector"])
 def test_the_delta_rule_is_the_removal_of_what_its_key_reads(decay):
-    arrays = inputs(decay, "delta")
+    arrays = jax.tree.map(jnp.asarray, inputs(decay, "delta"))
     want = call(arrays, tokens())
     strength = arrays.pop("strength")
     arrays["removed"], arrays["erased"] = arrays["k"], arrays["k"] * strength[..., None]

@@ -34,7 +34,7 @@ LIMITS = np.array([6, 6, 4], np.int32)
 @functools.cache
 def parameters(seed=0):
     module = MODEL.build()
-    params = module.init(jax.random.key(seed), jnp.asarray(SOURCE), jnp.asarray(SOURCE))["params"]
+    params = jax.jit(module.init)(jax.random.key(seed), jnp.asarray(SOURCE), jnp.asarray(SOURCE))["params"]
     # Sharper than at initialisation, so that the order of hypotheses is no matter of rounding.
     return jax.tree.map(lambda x: x * 3.0, params)
 

@@ -27,7 +27,7 @@ LENGTHS = np.array([4, 3], np.int32)
 def parameters():
     tokens = jnp.asarray(SOURCE)
     return tuple(
-        jax.tree.map(lambda x: x * 3.0, m.build().init(jax.random.key(i), tokens, tokens)["params"])
+        jax.tree.map(lambda x: x * 3.0, jax.jit(m.build().init)(jax.random.key(i), tokens, tokens)["params"])
         for i, m in enumerate(MEMBERS)
     )
 

@@ -38,7 +38,7 @@ def tokenizer():
 @functools.cache
 def parameters(name):
     tokens = jnp.zeros((1, 2), jnp.int32)
-    params = MODELS[name].build().init(jax.random.key(0), tokens, tokens)["params"]
+    params = jax.jit(MODELS[name].build().init)(jax.random.key(0), tokens, tokens)["params"]
     return jax.tree.map(lambda x: x * 3.0, params)
 
 
@@ -48,7 +48,7 @@ def test_the_weights_of_cross_attention_are_those_of_the_paper():
     x, memory = (jnp.asarray(RNG.normal(size=shape), jnp.float32) for shape in ((4, 3, 6), (2, 5, 6)))
     place = Tokens.of_lengths(jnp.array([5, 2], jnp.int32), 5)
     module = MultiHeadAttention(spec)
-    params = module.init(jax.random.key(1), x, memory=memory, memory_tokens=place)["params"]
+    params = jax.jit(module.init)(jax.random.key(1), x, memory=memory, memory_tokens=place)["params"]
     params = jax.tree.map(lambda leaf: leaf * 40.0, params)
     out, read = module.apply({"params": params}, x, memory=memory, memory_tokens=place)
     plain, _ = MultiHeadAttention(dataclasses.replace(spec, tells=False)).apply(

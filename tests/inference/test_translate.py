@@ -40,7 +40,7 @@ MODELS = {
 @functools.cache
 def translator(name, width=3):
     model, tokens = MODELS[name], jnp.zeros((1, 2), jnp.int32)
-    params = model.build().init(jax.random.key(0), tokens, tokens)["params"]
+    params = jax.jit(model.build().init)(jax.random.key(0), tokens, tokens)["params"]
     params = jax.tree.map(lambda x: x * 2.0, params)
     return Translator(model.decoder(), params, tokenizer(), context=24, beam=Beam(width)), params
 
@@ -147,7 +147,7 @@ def learned(model, texts, wanted, steps):
     batches = PairBatches(pairs, plan(pairs.widths(), count=1, tokens=384, multiple=8), seed=0)
     objective, module = Translation(0.0), model.build()
     inputs, named = objective.inputs({k: jnp.asarray(v) for k, v in batches[0].items()})
-    params = module.init(jax.random.key(0), *inputs, **named)["params"]
+    params = jax.jit(module.init)(jax.random.key(0), *inputs, **named)["params"]
     optimizer = optax.adam(optax.linear_schedule(6e-3, 0.0, steps))
     loss = objective.loss(module.apply)
 

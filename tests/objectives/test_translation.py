@@ -57,7 +57,7 @@ def test_padding_of_a_batch_changes_neither_loss_nor_gradient():
 
     inputs, named = objective.inputs(batch(1, 3))
     module = model.build()
-    params = module.init(jax.random.key(0), *inputs, **named)["params"]
+    params = jax.jit(module.init)(jax.random.key(0), *inputs, **named)["params"]
     run = jax.jit(jax.value_and_grad(objective.loss(module.apply), has_aux=True))
     (loss, sums), gradient = run(params, batch(1, 3), None)
     (padded, padded_sums), padded_gradient = run(params, batch(2, 5, dirt=7), None)
