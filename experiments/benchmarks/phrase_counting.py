@@ -4,6 +4,9 @@
     python experiments/benchmarks/phrase_counting.py RUN --memory 0.5 --out phrases.parquet
 
 With --memory 0 they are counted in memory.
+
+Measured with 0.5 GiB, 128,254 sentence pairs, 20,876,219 occurrences, 15,655,295 phrase pairs: 264 s on a
+busy machine (203 of processor time), 1,408 MiB at most, of which the text and its links take 633.
 """
 
 from __future__ import annotations
