@@ -77,12 +77,17 @@ class MaskingTokenizer(Tokenizer):
         backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         backend.decoder = decoders.WordPiece()
         alphabet = _alphabet(backend.normalizer, texts, most=vocabulary // 4)
-        # Named in advance, because the library numbers what goes on with a word in the order of a hash table.
+        # Named in advance, because the library numbers what goes on with a word in the order of a hash table,
+        # and by that order chooses among characters as frequent as the last it keeps.
         known = [*SPECIALS, *alphabet, *(_CONTINUES + character for character in alphabet)]
         if len(known) > vocabulary:
             raise UserError(f"a WordPiece vocabulary of {vocabulary} tokens is too small; use {len(known)}")
         trainer = trainers.WordPieceTrainer(
-            vocab_size=vocabulary, special_tokens=known, limit_alphabet=len(alphabet), show_progress=False
+            vocab_size=vocabulary,
+            special_tokens=known,
+            initial_alphabet=alphabet,
+            limit_alphabet=len(alphabet),
+            show_progress=False,
         )
         backend.train_from_iterator(texts, trainer)
         tokens = {token: i for token, i in backend.get_vocab().items() if i < vocabulary}

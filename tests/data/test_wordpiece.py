@@ -67,7 +67,11 @@ def test_the_round_trip_through_its_file(trained, tmp_path):
     trained.save(tmp_path / "tokenizer.json")
     again = MaskingTokenizer.load(tmp_path / "tokenizer.json")
     assert again.to_json() == trained.to_json() and again.encode(TEXT[0]) == trained.encode(TEXT[0])
-    assert MaskingTokenizer.train(TEXT, 120).to_json() == trained.to_json()
+
+
+def test_training_is_the_same_each_time():
+    """Characters as frequent as the last that is kept are chosen by the alphabet, not by a hash table."""
+    assert len({MaskingTokenizer.train(TEXT, 120).to_json() for _ in range(50)}) == 1
 
 
 def test_robertas_names_are_known():
