@@ -1,7 +1,7 @@
 """Attention of recurrent decoders: how well a decoder state goes with each source token, and what it reads.
 
 Queries are decoder states [batch, q_len, …], keys and values encoder states [batch, kv_len, …]. Scores become
-weights by ``alignment`` and a context by ``read``; all of these are float32.
+weights by ``softmax.masked_softmax`` and a context by ``read``; all of these are float32.
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
-
-from research.attention.softmax import FLOOR, MASKED
 
 
 def additive(
@@ -89,20 +87,6 @@ def gaussian(
     """Returns exp(-(s - centre)^2 / (2 sigma^2)), sigma = window / 2 (Luong et al., 2015, eq. 10)."""
     distance = positions[:, None].astype(jnp.float32) - centre[..., None]
     return jnp.exp(-jnp.square(distance) / (2 * (window / 2) ** 2))
-
-
-def alignment(
-    scores: Float[Array, "batch q_len kv_len"], allowed: Bool[Array, "#batch #q_len kv_len"]
-) -> Float[Array, "batch q_len kv_len"]:
-    """Returns softmax of the scores over what is allowed, float32; 0 throughout where nothing is.
-
-    Scores that are not allowed may be NaN.
-    """
-    scores = jnp.where(allowed, scores.astype(jnp.float32), MASKED)
-    top = jax.lax.stop_gradient(jnp.maximum(scores.max(-1, keepdims=True), FLOOR))
-    weights = jnp.exp(scores - top)
-    total = weights.sum(-1, keepdims=True)
-    return weights / jnp.where(total == 0.0, 1.0, total)
 
 
 def read(

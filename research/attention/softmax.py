@@ -15,6 +15,20 @@ FLOOR = -1e29
 """Least maximum of a row: in a row that is masked throughout, exp(MASKED - FLOOR) is 0, not 1."""
 
 
+def masked_softmax(
+    scores: Float[Array, "*shape keys"], allowed: Bool[Array, "*#shape #keys"]
+) -> Float[Array, "*shape keys"]:
+    """Returns softmax of the scores over what is allowed, float32; 0 throughout where nothing is.
+
+    Scores that are not allowed may be NaN.
+    """
+    scores = jnp.where(allowed, scores.astype(jnp.float32), MASKED)
+    top = jax.lax.stop_gradient(jnp.maximum(scores.max(-1, keepdims=True), FLOOR))
+    weights = jnp.exp(scores - top)
+    total = weights.sum(-1, keepdims=True)
+    return weights / jnp.where(total == 0.0, 1.0, total)
+
+
 def reference(
     q: Float[Array, "batch q_len heads head_dim"],
     k: Float[Array, "batch kv_len kv_heads head_dim"],

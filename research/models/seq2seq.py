@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from research.attention import alignment_scores
 from research.attention.dropout import dropout
 from research.attention.masks import Tokens, positions_of
+from research.attention.softmax import masked_softmax
 from research.models.encoder_decoder import EncoderDecoder, ModelDecoder
 from research.modules.embedding import Embedding
 from research.modules.linear import Linear, linear
@@ -342,18 +343,16 @@ def align(
         )
     allowed = memory.present[:, None]
     if how.locality == "global":
-        return alignment_scores.alignment(scores, allowed)
+        return masked_softmax(scores, allowed)
     places = jnp.arange(length, dtype=jnp.int32)[None]
     lengths = memory.present.sum(1, dtype=jnp.int32)
     if weights.position is None or weights.position_vector is None:
         last = (lengths - 1)[:, None].astype(jnp.float32)
         centre = jnp.minimum(positions.reshape(batch, -1).astype(jnp.float32), last)
-        return alignment_scores.alignment(scores, allowed & alignment_scores.near(centre, places, how.window))
+        return masked_softmax(scores, allowed & alignment_scores.near(centre, places, how.window))
     centre = alignment_scores.predicted_position(query, weights.position, weights.position_vector, lengths)
     near = alignment_scores.near(centre, places, how.window)
-    return alignment_scores.alignment(scores, allowed & near) * alignment_scores.gaussian(
-        centre, places, how.window
-    )
+    return masked_softmax(scores, allowed & near) * alignment_scores.gaussian(centre, places, how.window)
 
 
 @dataclasses.dataclass(frozen=True)

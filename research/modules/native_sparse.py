@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from research.attention.cache import Slots
+from research.attention.chosen_blocks import summarised_and_chosen
 from research.attention.dropout import dropout
 from research.attention.engines import attend
 from research.attention.masks import Tokens, Window, positions_of
@@ -23,7 +24,6 @@ from research.attention.native_sparse import (
     layout_of_one,
     ranks,
     summaries,
-    summarised_and_chosen,
 )
 from research.modules.attention import AttentionSpec, scale, self_mask, turned
 from research.modules.linear import Linear

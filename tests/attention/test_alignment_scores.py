@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from research.attention import alignment_scores as ours
+from research.attention.softmax import masked_softmax
 
 BATCH, QUERIES, KEYS, DIM, OTHER = 2, 3, 5, 4, 6
 RNG = np.random.default_rng(0)
@@ -84,7 +85,7 @@ def test_alignment_and_read_ignore_what_is_absent():
     present = np.array([[1, 1, 0, 1, 0], [0, 0, 0, 0, 0]], bool)
 
     def total(scores, values):
-        weights = ours.alignment(scores, jnp.asarray(present)[:, None])
+        weights = masked_softmax(scores, jnp.asarray(present)[:, None])
         read = ours.read(weights, values, jnp.asarray(present))
         return jnp.square(read).sum(), (weights, read)
 

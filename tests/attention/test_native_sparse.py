@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from research.attention import native_sparse
+from research.attention import chosen_blocks
+from research.attention.chosen_blocks import summarised_and_chosen
 from research.attention.masks import Tokens
-from research.attention.native_sparse import NSA, layout, layout_of_one, ranks, summarised_and_chosen
+from research.attention.native_sparse import NSA, layout, layout_of_one, ranks
 
 MECHANISM = NSA(summary=4, stride=2, block=4, top=5, window=8)
 
@@ -50,7 +51,7 @@ def test_blocks_and_summaries_are_counted_from_the_first_token_of_a_document():
 
 def test_no_array_grows_with_the_square_of_the_length(monkeypatch):
     """Forward and backward: the largest array is linear in length, or a tile's."""
-    monkeypatch.setattr(native_sparse, "TILE", 1 << 10)
+    monkeypatch.setattr(chosen_blocks, "TILE", 1 << 10)
 
     def largest(length: int) -> int:
         q, kv = jnp.zeros((1, length, 2, 4)), jnp.zeros((1, length, 1, 4))

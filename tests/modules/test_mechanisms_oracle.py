@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research.attention import native_sparse
+from research.attention import chosen_blocks
 from research.attention.block_choice import MoBA
 from research.attention.hashing import Reformer, hashes
 from research.attention.low_rank import Linformer
@@ -264,7 +264,7 @@ def test_rwkv7_removes_with_one_key_and_writes_with_another():
     ],
 )
 def test_nsa_reads_summaries_the_blocks_that_they_choose_and_a_window(mechanism, tile, monkeypatch):
-    monkeypatch.setattr(native_sparse, "TILE", tile)
+    monkeypatch.setattr(chosen_blocks, "TILE", tile)
     got, params = run(mechanism, Rotary(), kv_heads=2)
     size, stride, block = mechanism.summary, mechanism.stride, mechanism.block
     flat = {name: linear(X, params[name]) for name in params if name.endswith(("query", "key", "value"))}

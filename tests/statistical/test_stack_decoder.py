@@ -153,7 +153,7 @@ def test_processes_end_with_the_one_that_started_them(tmp_path):
     waiting = [int(number) for number in done.stdout.split()]
     assert waiting
     deadline = time.monotonic() + 30
-    while waiting and time.monotonic() < deadline:
+    while waiting and time.monotonic() < deadline:  # no children of this process: nothing tells of their end
         waiting = [number for number in waiting if Path(f"/proc/{number}").exists()]
         time.sleep(0.1)
     assert not waiting
