@@ -19,7 +19,7 @@ _SORTED = 16
 """Batches' worth of rows that are sorted by length, so that rows of a batch are about as long."""
 
 
-def _round(width: float) -> int:
+def _eights(width: float) -> int:
     """Returns the next multiple of 8."""
     return math.ceil(width / 8) * 8
 
@@ -53,7 +53,8 @@ class LabelledRows:
         A width is a quarter, half or the whole of the rows', so that few programs are compiled.
         """
         full, longest = self.tokens.shape[1], self.lengths[numbers].max()
-        width = next(w for w in (_round(full / 4), _round(full / 2), full) if w >= longest)
+        widths = (min(_eights(full / 4), full), min(_eights(full / 2), full), full)
+        width = next(w for w in widths if w >= longest)
         column, numbers = np.arange(width, dtype=np.int32), numbers[part]
         return {
             "tokens": self.tokens[numbers, :width],

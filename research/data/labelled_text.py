@@ -97,12 +97,12 @@ class LabelledText:
     """"wordpiece" (trained on the training text), or the path of a tokenizer.json; --from RUN sets the
     run's."""
     length: int = 64
-    """Tokens in a row; longer texts are cut, and counted."""
+    """Most tokens in a row; longer texts are cut, and counted."""
     batch: int = 32
     """Rows in a step, over all devices."""
 
     def shapes(self) -> dict[str, tuple[tuple[int, ...], str]]:
-        """Returns shape and dtype of the arrays of a batch, over all devices."""
+        """Returns shape and dtype of the arrays of a batch of the longest rows, over all devices."""
         rows = (self.batch, self.length)
         labelled = rows if self.task == "tags" else rows[:1]
         names = ("tokens", "positions", "segments", "types")
@@ -111,7 +111,7 @@ class LabelledText:
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens in a batch, over all devices."""
+        """Tokens in a batch of the longest rows, over all devices."""
         return self.batch * self.length
 
     def load_tokenizer(self, directory: Path) -> MaskingTokenizer:

@@ -163,9 +163,8 @@ class MultiHeadAttention(nn.Module):
         }
         if projected is not None:
             return maps["query"](x), projected.keys, projected.values
-        if (
-            source is not x or x.shape[1] == 1
-        ):  # for one token, joining the kernels costs as much as reading them
+        # For one token, joining the kernels costs as much as reading them.
+        if source is not x or x.shape[1] == 1:
             return maps["query"](x), maps["key"](source), maps["value"](source)
         # One product for all three. Each key/value head lies with the query heads that read it, so that a
         # mesh that splits heads splits this too.

@@ -120,8 +120,10 @@ class _Loop:
         self.writer = MetricsWriter(directory, self.step)
         self.pending: tuple[int, dict[str, np.ndarray], dict[str, jax.Array]] | None = None
         self.watch, self.stragglers = Stopwatch(), Stragglers()
-        self.logged: tuple[int, float] = (self.step, 0.0)  # step and training seconds at the last line
+        self.work = 0.0  # steps of this process's life, each counted by its batch's share of a full one
+        self.logged: tuple[float, float] = (0.0, 0.0)  # work and training seconds at the last line
         self.warm = self.step + 1  # the step that compiles: clocks start when it is done
+        self.warmed = 0.0  # work until then
         if restored:
             display.note(f"resumed from step {self.step}")
         display.begin(
@@ -191,7 +193,7 @@ class _Loop:
         """Waits for the last save and sums up."""
         with self.watch.paused():
             self.checkpoints.wait()
-        timed = self.step - self.warm
+        timed = self.work - self.warmed
         rate = timed * self.program.tokens_per_step / self.watch.seconds() if timed > 0 else 0.0
         return Outcome(self.state, self.step, self.validation[1], self._seconds(), rate)
 
@@ -231,21 +233,22 @@ class _Loop:
         if not values.pop("ok", True):
             self._not_finite(step, batch)
         self.window.add(values)
+        self.work += self.program.share(batch)
         if step == self.warm:
             self.writer.open_events()
             self.watch = Stopwatch()
-            self.logged = (step, 0.0)
+            self.warmed, self.logged = self.work, (self.work, 0.0)
         seconds = self.watch.seconds()
-        self.display.update(step, values["train/loss"], seconds)
+        self.display.update(step, values["train/loss"], seconds, self.work)
         if step % self.experiment.log_every == 0 or step == self.experiment.steps:
             self._log(step, seconds)
 
     def _log(self, step: int, seconds: float) -> None:
         """Writes a line of metrics."""
-        (since, then), self.logged = self.logged, (step, seconds)
+        (since, then), self.logged = self.logged, (self.work, seconds)
         row = self.window.take()
-        if step > since and seconds > then:
-            rate = (step - since) / (seconds - then)
+        if self.work > since and seconds > then:
+            rate = (self.work - since) / (seconds - then)
             row["tokens_per_second"] = rate * self.program.tokens_per_step
             row["model_flops_per_second"] = rate * self.program.flops_per_step
             row["model_flops_per_second_causal"] = rate * self.program.flops_per_step_causal

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, cast
 
@@ -70,6 +71,8 @@ class Program:
     """state -> validation metrics."""
     diagnose: Callable[[Any, Batch], str]
     """state, bad batch -> path of the first tensor that is not finite."""
+    share: Callable[[dict[str, np.ndarray]], float]
+    """batch -> its tokens, as a share of those of a batch of full shape, which the following are of."""
     tokens_per_step: int
     flops_per_step: float
     """Model FLOPs, attention counted in full."""
@@ -215,6 +218,7 @@ def build(experiment: Experiment, prepared: Prepared, parts: Functions | None = 
     own = share(parts.mesh)
     valid = prepared.valid_batches(limit=experiment.evaluation.batches, **own)
     shapes = {name: array.shape for name, array in parts.abstract_batch.items()}
+    full = math.prod(shapes["tokens"]) / own["process_count"]
 
     def evaluate(state: State) -> dict[str, float]:
         found = prepared.metrics(measure(parts, state.evaluated, valid))
@@ -229,6 +233,7 @@ def build(experiment: Experiment, prepared: Prepared, parts: Functions | None = 
         place=place,
         evaluate=evaluate,
         diagnose=diagnosis(parts.gradient, experiment.seed if experiment.model.dropout > 0.0 else None),
+        share=lambda batch: batch["tokens"].size / full,
         tokens_per_step=experiment.data.tokens_per_step,
         flops_per_step=experiment.model.training_flops(shapes, visible=False),
         flops_per_step_causal=experiment.model.training_flops(shapes, visible=True),

@@ -30,10 +30,10 @@ class Display:
         self._live: Progress | None = None
         self._between = _REDRAW if self._stream.isatty() else every
         self._next = 0.0
-        self._points: collections.deque[tuple[int, float]] = collections.deque()
+        self._points: collections.deque[tuple[int, float, float]] = collections.deque()
 
     def begin(self, step: int, total: int, tokens: int, flops: float, flops_causal: float) -> None:
-        """Starts at ``step`` of ``total``; the others are tokens and model FLOPs of one step."""
+        """Starts at ``step`` of ``total``; the others are tokens and model FLOPs of one full step."""
         self._total, self._tokens, self._flops, self._causal = total, tokens, flops, flops_causal
         self._points.clear()
         self._next = 0.0
@@ -43,14 +43,14 @@ class Display:
             self._task = self._live.add_task("", total=total, completed=step, text="compiling the first step")
             self._live.refresh()
 
-    def update(self, step: int, loss: float, seconds: float) -> None:
-        """Shows a finished step; ``seconds`` is the time spent on training so far."""
+    def update(self, step: int, loss: float, seconds: float, work: float) -> None:
+        """Shows a finished step; ``seconds`` were spent so far on ``work`` full steps' tokens."""
         now = time.monotonic()
         if now < self._next and step != self._total:
             return
         self._next = now + self._between
-        self._points.append((step, seconds))
-        while len(self._points) > 2 and self._points[1][1] < seconds - _SPAN:
+        self._points.append((step, work, seconds))
+        while len(self._points) > 2 and self._points[1][2] < seconds - _SPAN:
             self._points.popleft()
         text = f"loss {loss:.4f}{self._speed()}"
         if self._live:
@@ -78,12 +78,12 @@ class Display:
             self._live = None
 
     def _speed(self) -> str:
-        (first, start), (last, end) = self._points[0], self._points[-1]
+        (first, before, start), (last, after, end) = self._points[0], self._points[-1]
         if last == first or end <= start:
             return ""
-        rate = (last - first) / (end - start)
+        rate = (after - before) / (end - start)
         flops = f"{_quantity(rate * self._flops)}FLOP/s ({_quantity(rate * self._causal)}FLOP/s causal)"
-        left = duration((self._total - last) / rate)
+        left = duration((self._total - last) * (end - start) / (last - first))
         return f"  {rate * self._tokens:,.0f} tokens/s  {flops}  {left} left"
 
     def _print(self, text: str) -> None:

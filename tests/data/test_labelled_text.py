@@ -77,6 +77,13 @@ def test_rows_of_a_batch_are_about_as_long_and_an_epoch_has_each_once(tmp_path):
         np.testing.assert_array_equal(joined, batch["tokens"])
 
 
+def test_rows_shorter_than_the_narrowest_width_are_no_wider_than_they_may_be(tmp_path):
+    path = write(tmp_path / "data.csv", ROWS)
+    data = LabelledText(path=path, valid_path=path, length=5, batch=2)
+    batch = next(data.prepare(vocabulary=120).train_batches(seed=0, **SHARE))
+    assert {name: (a.shape, a.dtype.name) for name, a in batch.items()} == data.shapes()
+
+
 def test_pairs_have_types_and_the_longer_text_is_cut(tmp_path):
     rows = [("a b c d e f g h", "x y", "yes"), ("a", "b c", "no")]
     path = write(tmp_path / "pairs.tsv", rows, "one,two,label")

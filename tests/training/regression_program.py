@@ -127,6 +127,7 @@ def build(
         place=functools.partial(place, rows, record),
         evaluate=evaluate,
         diagnose=diagnose,
+        share=lambda batch: 1.0,
         tokens_per_step=8,
         flops_per_step=100.0,
         flops_per_step_causal=50.0,

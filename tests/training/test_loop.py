@@ -19,7 +19,7 @@ class Silent(Display):
         super().__init__(every=0.0)
         self.steps, self.notes = [], []
 
-    def update(self, step, loss, seconds):
+    def update(self, step, loss, seconds, work):
         self.steps.append(step)
 
     def note(self, text):

@@ -128,8 +128,8 @@ def begin(stream, **options):
 def test_plain_lines_say_what_the_run_does():
     stream = io.StringIO()
     display = begin(stream, every=0.0)
-    display.update(1, 7.0, 0.0)
-    display.update(11, 6.5, 1.0)
+    display.update(1, 7.0, 0.0, 1)
+    display.update(11, 6.5, 1.0, 11)
     display.evaluation(11, {"valid/loss": 6.25, "valid/bits_per_byte": 3.5})
     display.close()
     # Ten steps a second: 5,120 tokens/s, 20 GFLOP/s, and 989 steps are left.
@@ -144,17 +144,31 @@ def test_the_speed_is_that_of_the_last_seconds():
     stream = io.StringIO()
     display = begin(stream, every=0.0)
     for second in range(30):  # one step a second, ...
-        display.update(second + 1, 1.0, float(second))
+        display.update(second + 1, 1.0, float(second), second + 1)
     for second in range(30, 60):  # ... then ten
-        display.update(31 + 10 * (second - 29), 1.0, float(second))
+        step = 31 + 10 * (second - 29)
+        display.update(step, 1.0, float(second), step)
     assert "  5,120 tokens/s" in stream.getvalue().splitlines()[-1]
+
+
+def test_batches_narrower_than_the_widest_are_counted_as_such():
+    stream = io.StringIO()
+    display = begin(stream, every=0.0)
+    display.update(1, 7.0, 0.0, 0.25)
+    display.update(11, 6.5, 1.0, 2.75)
+    # 10 steps a second, each of a quarter of 512 tokens; what is left is reckoned in steps.
+    assert stream.getvalue().splitlines()[-1].split("  ")[2:] == [
+        "1,280 tokens/s",
+        "5 GFLOP/s (3.75 GFLOP/s causal)",
+        "1:39 left",
+    ]
 
 
 def test_plain_lines_are_few_and_the_last_step_is_among_them():
     stream = io.StringIO()
     display = begin(stream, every=60.0)
     for step in range(1, 1001):
-        display.update(step, 1.0, step / 10)
+        display.update(step, 1.0, step / 10, step)
     assert [line.split("  ")[0] for line in stream.getvalue().splitlines()] == [
         "step 1/1000",
         "step 1000/1000",
@@ -168,7 +182,7 @@ def test_a_terminal_is_drawn_four_times_a_second_and_left_as_it_was(clock):
     for step in range(1, 1000):
         clock.now = step / 1000
         before = stream.tell()
-        display.update(step, 6.5, clock.now)
+        display.update(step, 6.5, clock.now, step)
         if stream.tell() > before:
             drawn.append(step)
     assert drawn == [1, 251, 501, 751]
