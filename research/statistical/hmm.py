@@ -59,9 +59,9 @@ class Chain:
       longest: longest source sentence.
     """
 
-    empty: float = 0.2
+    empty: float = 0.15
     reach: int = 32
-    uniform: float = 0.6
+    uniform: float = 0.7
     smoothing: float = 0.0
     longest: int = LONGEST
 
