@@ -16,7 +16,7 @@ the same text and scorer, 50 classes by mkcls, p0 = 0.98, 5 iterations of Model 
     model1    28.1 / 25.7         28.4 / 26.2
     model2    22.3 / 22.0         22.2 / 21.7
     hmm       15.2 / 15.9         17.1 / 18.1
-    model3    16.4 / 17.3 *       16.5 / 17.2
+    model3    17.2 / 16.3         16.5 / 17.2
     model4    12.7 / 14.0         13.1 / 15.1
     model5    11.7 / 14.7 *       12.6 / 14.9
     model6    12.0 / 14.7 *
