@@ -168,6 +168,10 @@ def test_a_run_that_was_stopped_goes_on(place, tmp_path, capsys):
             ["train", "{d}/tiny.py", "--workdir", "{d}/new", "--language_model.path", "{d}/s"],
             "is no ARPA file",
         ),
+        (
+            ["train", "{d}/tiny.py", "--workdir", "{d}/new", "--language_model.path", "{d}/lm.binary"],
+            "only KenLM reads {d}/lm.binary: --language_model.reader kenlm",
+        ),
         (["sample", "{d}/run"], "'phrase-based', which has no network"),
         (["plan", "{d}/tiny.py", "--topology", "v5e:4x4"], "'phrase-based', which has no network"),
         (["translate", "{d}/run", "--score", "{d}/t"], "gives no probability to a translation"),
@@ -177,6 +181,7 @@ def test_bad_input_is_one_line(place, arguments, words, monkeypatch, capsys):
     say(monkeypatch, b"a\n")
     assert main([argument.replace("{d}", str(place)) for argument in arguments]) == 2
     err = capsys.readouterr().err
+    words = words.replace("{d}", str(place))
     assert words in err.split("\n")[-2] and err.split("\n")[-2].startswith("headway: ")
 
 
@@ -185,3 +190,27 @@ def test_text_that_changed_since_is_refused(place, tmp_path, capsys):
     (tmp_path / "run" / "text.json").write_text("{}\n")
     assert main(["train", str(place / "tiny.py"), "--workdir", str(tmp_path / "run")]) == 2
     assert "has changed since the run began" in capsys.readouterr().err
+
+
+def test_kenlm_reads_the_language_model_of_a_run(place, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("kenlm")
+    run = tmp_path / "run"
+    given = ["--language_model.path", str(place / "run" / LANGUAGE_MODEL), "--language_model.reader", "kenlm"]
+    assert main(["train", str(place / "tiny.py"), "--workdir", str(run), *given]) == 0
+    assert (run / LANGUAGE_MODEL).read_bytes() == (place / "run" / LANGUAGE_MODEL).read_bytes()
+    ours, theirs = (json.loads((one / WEIGHTS).read_text()) for one in (place / "run", run))
+    assert theirs["bleu"] == ours["bleu"]
+    assert theirs["weights"] == pytest.approx(ours["weights"], abs=1e-4)
+    capsys.readouterr()
+    found = []
+    for one in (place / "run", run):
+        say(monkeypatch, b"the big tree likes the child\n")
+        assert main(["translate", str(one)]) == 0
+        found.append(capsys.readouterr().out)
+    assert found[0] == found[1]
+    assert main(["show", str(run)]) == 0
+    assert "in a model that KenLM reads" in capsys.readouterr().out
+    monkeypatch.setitem(sys.modules, "kenlm", None)
+    say(monkeypatch, b"a\n")
+    assert main(["translate", str(run)]) == 2
+    assert 'pip install "headway[kenlm]"' in capsys.readouterr().err

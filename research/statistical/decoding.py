@@ -173,7 +173,8 @@ class _Task:
         return [self._sentence(*one) for one in share]
 
     def _sentence(self, options: SentenceOptions, targets: list[tuple[str, ...]]) -> list[_Found]:
-        lattice = search(options, self.model, self.weights, self.how)
+        with self.model.temporary():
+            lattice = search(options, self.model, self.weights, self.how)
         paths = [next(derivations(lattice))] if self.n_best == 1 else n_best(lattice, self.n_best, targets)
         values = features(lattice, options, paths)
         start, end, found = options.start[options.span], options.end[options.span], []

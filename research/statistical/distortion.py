@@ -126,6 +126,15 @@ class Distortion(Protocol):
         """Whether the words of a cept are placed from left to right, so that only one order of them is
         possible, in place of phi!."""
 
+    @property
+    def lexical_power(self) -> float:
+        """The power of t(f | e) in the model."""
+
+    @property
+    def preselected(self) -> bool:
+        """Whether climbing looks only at neighbours that Model 4 finds likely, with whose table this model's
+        begins."""
+
     def layout(self, longest: Int[np.ndarray, " longest_target_1"], classes: Classes) -> Any:
         """Returns where the probabilities of a bitext lie.
 
@@ -228,6 +237,8 @@ class Absolute(_Looked):
 
     smoothing: float = 0.0
     ordered = False
+    lexical_power = 1.0
+    preselected = False
 
     def layout(self, longest: Int[np.ndarray, " longest_target_1"], classes: Classes) -> AbsoluteLayout:
         """See ``Distortion.layout``."""
@@ -322,6 +333,8 @@ class Relative(_Looked):
 
     smoothing: float = 0.2
     ordered = True
+    lexical_power = 1.0
+    preselected = False
 
     def layout(self, longest: Int[np.ndarray, " longest_target_1"], classes: Classes) -> RelativeLayout:
         """See ``Distortion.layout``."""

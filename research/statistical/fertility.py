@@ -201,9 +201,7 @@ def log_probability(
     size = len(candidates.pair)
     filled = tokens.position > 0
     cell = pairs.cells[tokens.pair, np.maximum(tokens.position - 1, 0), tokens.place - 1]
-    of_word = np.where(filled, log.pairs[cell], log.empty[tokens.target])
-    if isinstance(model.distortion, LogLinear):
-        of_word *= 1 + model.distortion.alpha
+    of_word = np.where(filled, log.pairs[cell], log.empty[tokens.target]) * model.distortion.lexical_power
     of_place = model.distortion.log_probability(model.layout, model.parameters.distortion, tokens)
     of_word += np.where(filled, of_place, 0.0)
     total = np.bincount(tokens.candidate, of_word, minlength=size)
@@ -260,7 +258,7 @@ def expect(
     """
     scores = scores_of(model, log, pairs)
     cutoff = model.settings.cutoff
-    if isinstance(model.distortion, Vacancies | LogLinear):
+    if model.distortion.preselected:
         best, _ = climb(scores, alignment)
         best, candidates = climb(scores, best, cutoff=cutoff, look=_ranked(model, log, pairs, scores))
     else:

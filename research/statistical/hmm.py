@@ -4,13 +4,15 @@
 
 A state is a position i of the source sentence, 1..I, or 0 before the first one. A target word comes from a
 source word, to which the chain jumps, or, with probability p0, from the empty word, when the chain stays at
-the position it remembers:
+the position it remembers; a share u of the jumps goes anywhere:
 
-    p(i | i', I) = (1 - p0) s(i - i') / sum_{1 <= k <= I} s(k - i')    p(empty at i | i') = p0 [i = i']
+    p(i | i', I) = (1 - p0) ((1 - u) s(i - i') / sum_{1 <= k <= I} s(k - i') + u / I)
+    p(empty at i | i') = p0 [i = i']
 
-(equations 15-17 of Och & Ney, 2003; their 2 I states are the I positions here, each reached either way,
-because nothing else of the past matters). Probabilities are linear and rescaled at each word. Sentences of a
-batch have common padded lengths, so the sum over jumps is one matrix product with s(i - i') for all of them.
+(equations 15-17 and the smoothing of Och & Ney, 2003; their 2 I states are the I positions here, each reached
+either way, because nothing else of the past matters). Probabilities are linear and rescaled at each word.
+Sentences of a batch have common padded lengths, so the sum over jumps is one matrix product with s(i - i')
+for all of them.
 """
 
 from __future__ import annotations
@@ -33,6 +35,8 @@ _RAREST = 1e-6
 class Jumps(NamedTuple):
     """Statistics of the chain.
 
+    Those that go anywhere are not counted.
+
     Attributes:
       widths: expected number of jumps by width, -reach..reach.
       departures: expected number of jumps from position i' of sentences of I source words.
@@ -49,14 +53,16 @@ class Chain:
     Attributes:
       empty: p0, the probability of the empty word.
       reach: widest jump with a weight of its own; wider ones have that weight.
+      uniform: u, the share of jumps that go to any position alike.
       smoothing: jumps that are spread evenly over all widths, as a share of those expected; with any, the
         likelihood may decrease.
       longest: longest source sentence.
     """
 
-    empty: float = 0.2
+    empty: float = 0.15
     reach: int = 32
-    smoothing: float = 0.5
+    uniform: float = 0.7
+    smoothing: float = 0.0
     longest: int = LONGEST
 
     def initial(
@@ -107,14 +113,17 @@ class Chain:
         size, steps = emission.shape[1], emission.shape[2]
         matrix = jump_matrix(parameters, size)
         totals = jnp.cumsum(matrix, axis=1).T[lengths]
-        rescale = jnp.where(totals > 0, (1 - self.empty) / jnp.where(totals > 0, totals, 1.0), 0.0)
+        by_width = (1 - self.empty) * (1 - self.uniform)
+        rescale = jnp.where(totals > 0, by_width / jnp.where(totals > 0, totals, 1.0), 0.0)
+        places = jnp.maximum(lengths, 1).astype(jnp.float32)
+        anywhere = ((1 - self.empty) * self.uniform / places)[:, None]
         emission = jnp.pad(emission, ((0, 0), (1, 0), (0, 0))).transpose(2, 0, 1)
         nothing = (self.empty * empty).T[:, :, None]
         active = (jnp.arange(steps)[:, None] < observed[None, :])[:, :, None]
 
         def forward(state: Array, step: tuple[Array, ...]) -> tuple[Array, tuple[Array, ...]]:
             emit, none, on = step
-            word = ((state * rescale) @ matrix) * emit
+            word = ((state * rescale) @ matrix + state.sum(axis=1, keepdims=True) * anywhere) * emit
             both = word + state * none
             scale = jnp.where(on, jnp.maximum(both.sum(axis=1, keepdims=True), 1e-37), 1.0)
             return jnp.where(on, both / scale, state), (state, word / scale, scale)
@@ -128,7 +137,8 @@ class Chain:
             ahead = jnp.where(on, emit * future / scale, 0.0)
             source = state * rescale
             from_here = ahead @ matrix.T
-            before = from_here * rescale + none * future / scale
+            before = from_here * rescale + ahead.sum(axis=1, keepdims=True) * anywhere
+            before = before + none * future / scale
             carry = (jnp.where(on, before, future), jumped + source.T @ ahead, departed + source * from_here)
             return carry, link
 

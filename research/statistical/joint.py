@@ -112,7 +112,7 @@ class Beliefs(NamedTuple):
 
 def chain_of(model: Joint) -> Chain:
     """Returns the HMM that training ends with."""
-    return Chain(model.empty, smoothing=0.01)
+    return Chain(model.empty, uniform=0.0, smoothing=0.01)
 
 
 def initial_counts(bitext: Bitext) -> Counts:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -40,6 +41,10 @@ class LanguageModel(Protocol):
         self, states: Int[np.ndarray, " queries"], words: Int[np.ndarray, " queries"]
     ) -> tuple[np.ndarray, np.ndarray]:
         """Returns the natural log-probability of each word in its state, and the state after it."""
+        ...
+
+    def temporary(self) -> AbstractContextManager[None]:
+        """Within it, as while one sentence is translated, states may get numbers that mean nothing after."""
         ...
 
 

@@ -5,8 +5,8 @@
 The words of a sentence are placed cept by cept in Model 4, and one after the other in the HMM: a mix knows
 both. What the normaliser would be is not needed, as expectations are taken over alignments of one sentence.
 Both learn from the same expected counts, hence they share t(f|e), to the power 1 + alpha. Beside Model 4's
-table there are the weights s(d) of the HMM's jumps, learnt as ``hmm.Chain.maximise`` does: counts over
-exposures. An empty word has the probability p0 in the HMM, and the chain stays where it was.
+table there are the weights s(d) of the HMM's jumps (``ranges``). An empty word has the probability p0 in the
+HMM, and the chain stays where it was.
 
 As for Model 5, Model 4 looks at all neighbours, and this model at those that it finds likely.
 """
@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float, Float64, Int
 
 from research.statistical.distortion import FLOOR, Classes, Pairs, Relative, RelativeLayout, Tokens
 from research.statistical.neighbourhood import Chain
+from research.statistical.ranges import Ranges, maximised
 
 
 class LogLinearLayout(NamedTuple):
@@ -40,14 +41,6 @@ class LogLinearLayout(NamedTuple):
         return 2 * self.longest + 1
 
 
-class _Jumps(NamedTuple):
-    """The jump to each word, as a place among the weights, and the first and last that were possible."""
-
-    code: Int[np.ndarray, " words"]
-    first: Int[np.ndarray, " words"]
-    last: Int[np.ndarray, " words"]
-
-
 @dataclasses.dataclass(frozen=True)
 class LogLinear:
     """Model 6.
@@ -64,6 +57,12 @@ class LogLinear:
     empty: float = 0.2
     smoothing: float = 0.1
     ordered = True
+    preselected = True
+
+    @property
+    def lexical_power(self) -> float:
+        """See ``Distortion.lexical_power``."""
+        return 1 + self.alpha
 
     def layout(self, longest: Int[np.ndarray, " longest_target_1"], classes: Classes) -> LogLinearLayout:
         """See ``Distortion.layout``."""
@@ -82,8 +81,7 @@ class LogLinear:
     ) -> Float64[np.ndarray, " words"]:
         """See ``Distortion.log_probability``: the jump to a word too, and that it is not the empty word's."""
         places, weights = np.split(table, [layout.relative.size])
-        found = _jumps(layout, tokens)
-        jump = np.log(weights[found.code]) - np.log(_sums(weights, found))
+        jump = _jumps(layout, tokens).log_probability(weights)
         # J log p0, which all alignments of a sentence share, is left out.
         jump += np.log1p(-self.empty) - np.log(self.empty)
         return self.relative.log_probability(layout.relative, places, tokens) + self.alpha * jump
@@ -97,22 +95,15 @@ class LogLinear:
     ) -> Float64[np.ndarray, " counts"]:
         """See ``Distortion.count``: Model 4's counts, then counts and exposures of the jumps."""
         places, weights = np.split(table, [layout.relative.size])
-        found = _jumps(layout, tokens)
-        rate = np.where(weight > 0, weight / _sums(weights, found), 0.0)
-        begun = np.bincount(found.first, rate, minlength=layout.jumps + 1)
-        ended = np.bincount(found.last + 1, rate, minlength=layout.jumps + 1)
-        counts = np.bincount(found.code, weight, minlength=layout.jumps)
         relative = self.relative.count(layout.relative, places, tokens, weight)
-        return np.concatenate([relative, counts, np.cumsum(begun - ended)[:-1]])
+        return np.concatenate([relative, _jumps(layout, tokens).expected(weights, weight)])
 
     def normalise(
         self, layout: LogLinearLayout, counts: Float64[np.ndarray, " counts"]
     ) -> Float64[np.ndarray, " places"]:
         """See ``Distortion.normalise``."""
-        size = layout.relative.size
-        relative, count, exposure = np.split(counts, [size, size + layout.jumps])
-        # Every jump that was possible leaves its rate; what is left of rounding is none.
-        weights = np.where(exposure > 1e-9, count / np.maximum(exposure, 1e-9), 0.0)
+        relative, counts = np.split(counts, [layout.relative.size])
+        weights = maximised(counts)
         share = 1 - self.smoothing if weights.sum() > 0 else 0.0
         weights = weights / max(weights.sum(), FLOOR) * share + (1 - share) / layout.jumps
         return np.concatenate([self.relative.normalise(layout.relative, relative), weights])
@@ -131,7 +122,7 @@ class LogLinear:
         return LogLinearLayout(relative, layout.longest + more), larger
 
 
-def _jumps(layout: LogLinearLayout, tokens: Tokens) -> _Jumps:
+def _jumps(layout: LogLinearLayout, tokens: Tokens) -> Ranges:
     """Returns the jumps in the order of the target words; those of the empty word are of width 0."""
     order = np.lexsort((tokens.place, tokens.candidate))
     real = tokens.position[order] > 0
@@ -141,7 +132,7 @@ def _jumps(layout: LogLinearLayout, tokens: Tokens) -> _Jumps:
     position = np.where(tokens.position > 0, tokens.position, 1)
     before = np.where(tokens.position > 0, before, 1)
     shift = layout.longest - before
-    return _Jumps(position + shift, 1 + shift, length + shift)
+    return Ranges(position + shift, 1 + shift, length + shift)
 
 
 def _position_before(
@@ -153,9 +144,3 @@ def _position_before(
     last = np.maximum.accumulate(np.where(real, number, -1))
     last = np.concatenate([[-1], last[:-1]])
     return np.where(last >= start, position[np.maximum(last, 0)], 0)
-
-
-def _sums(weights: Float64[np.ndarray, " jumps"], found: _Jumps) -> Float64[np.ndarray, " words"]:
-    """Returns the sums of the weights that were possible."""
-    summed = np.concatenate([[0.0], np.cumsum(weights)])
-    return np.maximum(summed[found.last + 1] - summed[found.first], FLOOR)

@@ -12,6 +12,7 @@ uniform distribution over the words, the unknown word among them.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -128,6 +129,10 @@ class NgramModel:
             total[waiting] += self.backoffs[state]
             state = self.shorter[state].astype(np.int64)
         return total + self.log_probabilities[found], self.following[found]
+
+    def temporary(self) -> contextlib.AbstractContextManager[None]:
+        """Returns a context that does nothing: states are those of the model (see ``LanguageModel``)."""
+        return contextlib.nullcontext()
 
     def score(self, sentence: Sequence[str]) -> float:
         """Returns ln p of a sentence and its end."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float64
 
+from research.data.replacing import replacing
 from research.errors import UserError
 from research.statistical.bitext import Side, encode
 from research.statistical.phrase_table import (
@@ -78,15 +79,14 @@ def write_counted(
             "threads": len(os.sched_getaffinity(0)),
             "preserve_insertion_order": False,
         }
-        temporary = path.with_name(path.name + ".tmp")
+        file = str(Path(folder) / "counts.duckdb")
         try:
-            with duckdb.connect(str(Path(folder) / "counts.duckdb"), config=settings) as database:
+            with replacing(path) as temporary, duckdb.connect(file, config=settings) as database:
                 pairs = _count(database, Path(folder))
                 _write(database, how.smoothing, pairs, temporary)
         except duckdb.Error as error:
             first = str(error).splitlines()[0]
             raise UserError(f"counting phrases within phrases.memory {how.memory} GiB: {first}") from error
-        os.replace(temporary, path)
     report(f"{pairs:,} phrase pairs")
 
 

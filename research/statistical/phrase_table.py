@@ -12,7 +12,6 @@ fit into memory is counted on disk (``phrase_counting``).
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -20,6 +19,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
+from research.data.replacing import replacing
 from research.errors import UserError
 from research.statistical.bitext import Side, encode
 from research.statistical.phrases import Links, Numbering, Occurrences, extract, number_phrases
@@ -306,9 +306,8 @@ def write_table(table: PhraseTable, path: Path) -> None:
     }
     for names, values in ((SCORES, table.scores), (REORDERING, table.reordering)):
         columns |= {name: pa.array(values[:, i]) for i, name in enumerate(names)}
-    temporary = path.with_name(path.name + ".tmp")
-    pq.write_table(pa.table(columns), temporary, compression="zstd")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        pq.write_table(pa.table(columns), temporary, compression="zstd")
 
 
 def read_table(path: Path) -> PhraseTable:

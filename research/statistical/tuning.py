@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from research.data.replacing import save_arrays
 from research.errors import UserError
 from research.statistical.bleu_counts import Reference, bleu
 from research.statistical.candidate_pool import CandidatePool, empty_pool
@@ -180,10 +180,7 @@ def _counted(
 def _write(path: Path, begun: dict[str, Any], history: list[Iteration], pool: CandidatePool) -> None:
     iterations = [dataclasses.asdict(iteration) for iteration in history]
     text = json.dumps({"begun": begun, "history": iterations})
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        np.savez(file, text=np.array(text), **vars(pool))
-    os.replace(partial, path)
+    save_arrays(path, {"text": np.array(text), **vars(pool)})
 
 
 def _read(path: Path | None, begun: dict[str, Any]) -> tuple[list[Iteration], CandidatePool]:

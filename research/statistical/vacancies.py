@@ -8,8 +8,7 @@ v(j) is the number of places up to j that no word has when this one is placed. W
 
 c is the centre of the cept before it and V = v(J). Brown et al. have a table for each v(c) and V; here they
 share weights, which fewer words can teach, and dividing by what is possible makes the probabilities of all
-alignments sum to one. The weights are learnt as the HMM's jumps are (``hmm.Chain.maximise``): counts over
-exposures.
+alignments sum to one (``ranges``).
 
 Climbing by this model would have to place every word again for each move. As Brown et al. do, Model 4 (whose
 table is learnt beside this one's) looks at all neighbours, and this model at those that it finds likely.
@@ -18,23 +17,15 @@ table is learnt beside this one's) looks at all neighbours, and this model at th
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Float64, Int
 
 from research.statistical.distortion import FLOOR, Classes, Pairs, Relative, RelativeLayout, Tokens
 from research.statistical.neighbourhood import Chain
+from research.statistical.ranges import Ranges, maximised
 
 _WORDS = 1 << 21
-
-
-class _Ranges(NamedTuple):
-    """Where the weight of each word lies, and the first and last of those that it was chosen from."""
-
-    code: Int[np.ndarray, " words"]
-    first: Int[np.ndarray, " words"]
-    last: Int[np.ndarray, " words"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +40,8 @@ class Vacancies:
     relative: Relative = Relative()  # noqa: RUF009
     smoothing: float = 0.1
     ordered = True
+    lexical_power = 1.0
+    preselected = True
 
     def layout(self, longest: Int[np.ndarray, " longest_target_1"], classes: Classes) -> RelativeLayout:
         """See ``Distortion.layout``: Model 4's, and once more."""
@@ -66,9 +59,7 @@ class Vacancies:
         self, layout: RelativeLayout, table: Float64[np.ndarray, " places"], tokens: Tokens
     ) -> Float64[np.ndarray, " words"]:
         """See ``Distortion.log_probability``."""
-        weights = table[layout.size :]
-        ranges = self._ranges(layout, tokens)
-        return np.log(weights[ranges.code]) - np.log(_sums(weights, ranges))
+        return self._ranges(layout, tokens).log_probability(table[layout.size :])
 
     def count(
         self,
@@ -78,22 +69,16 @@ class Vacancies:
         weight: Float64[np.ndarray, " words"],
     ) -> Float64[np.ndarray, " counts"]:
         """See ``Distortion.count``: Model 4's counts, then counts and exposures of the weights."""
-        weights = table[layout.size :]
-        ranges = self._ranges(layout, tokens)
-        rate = np.where(weight > 0, weight / _sums(weights, ranges), 0.0)
-        begun = np.bincount(ranges.first, rate, minlength=layout.size + 1)
-        ended = np.bincount(ranges.last + 1, rate, minlength=layout.size + 1)
-        counts = np.bincount(ranges.code, weight, minlength=layout.size)
+        counts = self._ranges(layout, tokens).expected(table[layout.size :], weight)
         relative = self.relative.count(layout, table[: layout.size], tokens, weight)
-        return np.concatenate([relative, counts, np.cumsum(begun - ended)[:-1]])
+        return np.concatenate([relative, counts])
 
     def normalise(
         self, layout: RelativeLayout, counts: Float64[np.ndarray, " counts"]
     ) -> Float64[np.ndarray, " places"]:
         """See ``Distortion.normalise``."""
-        relative, count, exposure = np.split(counts, 3)
-        # Every range that was possible leaves its rate; what is left of rounding is none.
-        weights = np.where(exposure > 1e-9, count / np.maximum(exposure, 1e-9), 0.0)
+        relative, counts = np.split(counts, [layout.size])
+        weights = maximised(counts)
         tables = [self.relative.normalise(layout, relative)]
         for part in (
             weights[: layout.heads].reshape(-1, layout.width),
@@ -115,7 +100,7 @@ class Vacancies:
         halves = [self.relative.extended(layout, half, longest) for half in np.split(table, 2)]
         return halves[0][0], np.concatenate([half for _, half in halves])
 
-    def _ranges(self, layout: RelativeLayout, tokens: Tokens) -> _Ranges:
+    def _ranges(self, layout: RelativeLayout, tokens: Tokens) -> Ranges:
         """Returns where words lie; those of the empty word at any place."""
         codes = self.relative.codes(layout, tokens)
         count = tokens.cept_count[tokens.cept]
@@ -133,15 +118,9 @@ class Vacancies:
         room = np.where(tokens.head, most - count + 1, most - there - count + order + 1)
         last = first + np.maximum(room, 1) - 1
         real = tokens.position > 0
-        return _Ranges(
+        return Ranges(
             *(np.where(real, part, layout.heads + 1) for part in (base + here - there, first, last))
         )
-
-
-def _sums(weights: Float64[np.ndarray, " places"], ranges: _Ranges) -> Float64[np.ndarray, " words"]:
-    """Returns the sums of the weights in ranges."""
-    summed = np.concatenate([[0.0], np.cumsum(weights)])
-    return np.maximum(summed[ranges.last + 1] - summed[ranges.first], FLOOR)
 
 
 def _vacancies(

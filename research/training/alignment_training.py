@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,13 +22,14 @@ import numpy as np
 from safetensors.numpy import save as serialized
 
 from research.data.parallel import text_record
+from research.data.replacing import replacing, save_arrays
 from research.errors import UserError
 from research.evaluation.alignment import AlignmentScore, alignment_score, score_line
 from research.statistical.aligner import Alignment, Trained, train
 from research.training.conclusion import Conclusion, Result
 from research.training.description import to_json
 from research.training.interrupt import stoppable
-from research.training.kept_iterations import KeptIterations, save_arrays
+from research.training.kept_iterations import KeptIterations
 from research.training.run_directory import RunDirectory, claim, write_atomically
 from research.training.word_alignment import Text, WordAlignment
 
@@ -121,7 +121,10 @@ def _gold_record(text: Text, score: AlignmentScore) -> str:
 
 def _save_links(path: Path, found: Alignment) -> None:
     arrays = {field.name: np.asarray(getattr(found, field.name)) for field in dataclasses.fields(found)}
-    save_arrays(path, arrays)
+    try:
+        save_arrays(path, arrays)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
 
 
 def read_links(path: Path) -> Alignment:
@@ -145,8 +148,7 @@ def save(trained: Trained, path: Path) -> None:
     try:
         write_atomically(path / VOCABULARY, json.dumps(vocabulary, ensure_ascii=False))
         content = serialized({name: array.copy(order="C") for name, array in arrays.items()})
-        temporary = path / (TABLES + ".tmp")
-        temporary.write_bytes(content)  # by the user's umask, which safetensors' own writer ignores
-        os.replace(temporary, path / TABLES)
+        with replacing(path / TABLES) as temporary:
+            temporary.write_bytes(content)  # by the user's umask, which safetensors' own writer ignores
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 import zipfile
@@ -13,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from research.data.replacing import save_arrays
 from research.errors import UserError
 from research.statistical.iterations import Progress, State
 from research.training.metrics import MetricsWriter
@@ -72,9 +72,13 @@ class KeptIterations(Progress):
             self._writer.write(self._step + 1, {**metrics, "seconds": seconds})
         self._step += bool(metrics)
         arrays = {str(number): np.asarray(leaf) for number, leaf in enumerate(jax.tree.leaves(state))}
-        save_arrays(self._path(phase), arrays | {
-            "done": np.array(done), "step": np.array(self._step), "seconds": np.array(seconds)
-        })  # fmt: skip
+        arrays |= {"done": np.array(done), "step": np.array(self._step), "seconds": np.array(seconds)}
+        path = self._path(phase)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_arrays(path, arrays)
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror}") from error
 
     def close(self) -> None:
         """Closes the files of metrics."""
@@ -87,21 +91,3 @@ class KeptIterations(Progress):
 
     def _path(self, phase: str) -> Path:
         return self._folder / f"{phase.replace(' ', '-')}.npz"
-
-
-def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes arrays as .npz so that a reader, or a crash, finds the old file or the new, never a part.
-
-    Raises:
-      UserError: it cannot be written.
-    """
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]  # none is called allow_pickle
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 from research.data.parallel import ParallelText
 from research.errors import UserError
@@ -19,7 +20,23 @@ class NgramLanguageModel:
     order: int = 5
     """Words of its longest n-grams."""
     path: str | None = None
-    """ARPA file of a model to use instead of estimating one; plain, .gz or .xz."""
+    """ARPA file of a model to use instead of estimating one, plain, .gz or .xz; or KenLM's own .binary."""
+    reader: Literal["own", "kenlm"] = "own"
+    """What reads it: own code, or KenLM (extra kenlm), one query at a time but in less memory."""
+
+    def validate(self) -> None:
+        """Raises UserError where a setting makes no sense."""
+        if self.order < 1:
+            raise UserError(f"language_model.order {self.order}: at least 1")
+        if self.reader not in ("own", "kenlm"):
+            raise UserError(f"unknown language_model.reader {self.reader!r}; choose from own, kenlm")
+        if self.binary and self.reader != "kenlm":
+            raise UserError(f"only KenLM reads {self.path}: --language_model.reader kenlm")
+
+    @property
+    def binary(self) -> bool:
+        """Whether the model is in the form that is KenLM's own."""
+        return self.path is not None and self.path.endswith(".binary")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +61,6 @@ class PhraseBased:
         """Raises UserError where a setting makes no sense."""
         self.alignment.validate()
         self.phrases.validate()
+        self.language_model.validate()
         self.search.validate()
         self.tuning.validate()
-        if self.language_model.order < 1:
-            raise UserError(f"language_model.order {self.language_model.order}: at least 1")

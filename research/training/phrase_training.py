@@ -2,7 +2,7 @@
 
 text.json        what the text was, in figures and checksums
 alignment.txt    links of the training text, i-j; until they are there, iterations/
-lm.arpa          the language model
+lm.arpa          the language model; lm.binary if it is in KenLM's own form
 phrases.parquet  the phrase table
 tuning.npz       what tuning has decoded so far
 weights.json     the best weights of the features
@@ -11,6 +11,7 @@ weights.json     the best weights of the features
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,10 +20,13 @@ from typing import NamedTuple
 import numpy as np
 
 from research.data.parallel import Pair, text_record, words_of
+from research.data.replacing import replacing
 from research.errors import UserError
 from research.statistical.aligner import align
 from research.statistical.arpa import read_arpa, write_arpa
 from research.statistical.em import device_per_core
+from research.statistical.kenlm_model import KenlmModel
+from research.statistical.language_model import LanguageModel
 from research.statistical.ngram_model import NgramModel, estimate
 from research.statistical.phrase_counting import write_counted
 from research.statistical.phrase_table import PhraseTable, build, read_table, write_table
@@ -33,11 +37,11 @@ from research.training.description import to_json
 from research.training.interrupt import stoppable
 from research.training.kept_iterations import KeptIterations
 from research.training.metrics import MetricsWriter
-from research.training.phrase_based import PhraseBased
+from research.training.phrase_based import NgramLanguageModel, PhraseBased
 from research.training.run_directory import RunDirectory, claim, write_atomically
 
-ALIGNMENT, LANGUAGE_MODEL, PHRASES, WEIGHTS = "alignment.txt", "lm.arpa", "phrases.parquet", "weights.json"
-TUNING = "tuning.npz"
+ALIGNMENT, PHRASES, TUNING, WEIGHTS = "alignment.txt", "phrases.parquet", "tuning.npz", "weights.json"
+LANGUAGE_MODEL, BINARY = "lm.arpa", "lm.binary"
 Report = Callable[[str], None]
 Sentences = list[list[str]]
 
@@ -96,8 +100,9 @@ def run(description: PhraseBased, directory: Path, *, report: Report = lambda me
 
         alignment = stage(ALIGNMENT, lambda path: _align(description, text, path, report))
         phrases = stage(PHRASES, lambda path: _extract(description, text, alignment, path, report))
-        model = stage(LANGUAGE_MODEL, lambda path: _estimate(description, text, path))
-        table, language_model = read_table(phrases), read_arpa(model)
+        how = description.language_model
+        model = stage(_name(how), lambda path: _write_language_model(how, text.target, path))
+        table, language_model = read_table(phrases), read_language_model(how, model.parent)
         history = tune(
             text.valid_source,
             text.valid_target,
@@ -139,10 +144,31 @@ def _extract(description: PhraseBased, text: _Text, alignment: Path, path: Path,
         write_counted(text.source, text.target, links, how, path, report=report)
 
 
-def _estimate(description: PhraseBased, text: _Text, path: Path) -> None:
-    how = description.language_model
-    model = estimate(text.target, how.order) if how.path is None else read_arpa(Path(how.path).expanduser())
-    write_arpa(model, path)
+def _name(how: NgramLanguageModel) -> str:
+    return BINARY if how.binary else LANGUAGE_MODEL
+
+
+def _write_language_model(how: NgramLanguageModel, text: Sentences, path: Path) -> None:
+    if how.path is None:
+        write_arpa(estimate(text, how.order), path)
+        return
+    given = Path(how.path).expanduser()
+    if how.reader == "own":
+        write_arpa(read_arpa(given), path)
+        return
+    KenlmModel(given)  # what is wrong with it is said of the file that the user knows
+    with replacing(path) as temporary:
+        shutil.copyfile(given, temporary)
+
+
+def read_language_model(how: NgramLanguageModel, run: Path) -> LanguageModel:
+    """Returns the language model of a run directory.
+
+    Raises:
+      UserError: it cannot be read, or needs KenLM, which is not installed.
+    """
+    path = run / _name(how)
+    return KenlmModel(path) if how.reader == "kenlm" else read_arpa(path)
 
 
 def _record(directory: RunDirectory, history: Sequence[Iteration]) -> None:
@@ -156,17 +182,29 @@ def _record(directory: RunDirectory, history: Sequence[Iteration]) -> None:
     write_atomically(directory.path / WEIGHTS, json.dumps(record, indent=2) + "\n")
 
 
-def _conclusion(table: PhraseTable, model: NgramModel, history: Sequence[Iteration]) -> Conclusion:
+def ngrams(model: LanguageModel) -> list[int] | None:
+    """Returns how many n-grams of each order a model has; None: KenLM does not say."""
+    return model.counts() if isinstance(model, NgramModel) else None
+
+
+def ngram_line(counts: Sequence[int] | None) -> str:
+    """Returns the same for a reader."""
+    if counts is None:
+        return "in a model that KenLM reads"
+    return f"{', '.join(f'{n:,}' for n in counts)} of orders 1 to {len(counts)}"
+
+
+def _conclusion(table: PhraseTable, model: LanguageModel, history: Sequence[Iteration]) -> Conclusion:
     reached = best(history)
     values = {
         "phrase_pairs": len(table.targets),
-        "ngrams": model.counts(),
+        "ngrams": ngrams(model),
         "weights": reached.weights,
         "bleu_of_rounds": [iteration.bleu for iteration in history],
     }
     lines = (
         f"{len(table.targets):,} phrase pairs of {len(table.sources):,} source phrases",
-        f"{', '.join(f'{n:,}' for n in model.counts())} n-grams of orders 1 to {model.order}",
+        f"n-grams: {ngram_line(ngrams(model))}",
         "weights: " + ", ".join(f"{name} {value:.3f}" for name, value in reached.weights.items()),
     )
     return Conclusion(values, lines, ("translate {run} < SOURCE > TARGET", "evaluate {run}", "show {run}"))

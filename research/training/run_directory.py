@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from research.data.files import read_json
+from research.data.replacing import replacing
 from research.errors import UserError
 from research.training.migrations import FORMAT, migrated
 
@@ -211,12 +212,8 @@ def claim(path: Path | str, description: dict[str, Any], *, primary: bool = True
 
 def write_atomically(path: Path, text: str) -> None:
     """Writes a text file so that a reader, or a crash, finds the old content or the new, never a part."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _acquire(lock: TextIO, directory: RunDirectory) -> None:

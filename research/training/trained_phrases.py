@@ -10,13 +10,11 @@ from typing import Any
 
 from research.errors import UserError
 from research.inference.phrase_translation import PhraseTranslator
-from research.statistical.arpa import read_arpa
 from research.statistical.decoding import PhraseDecoder
-from research.statistical.ngram_model import NgramModel
 from research.statistical.phrase_table import read_table
 from research.training.description import kind, load_description, to_json
 from research.training.phrase_based import PhraseBased
-from research.training.phrase_training import LANGUAGE_MODEL, PHRASES, WEIGHTS
+from research.training.phrase_training import PHRASES, WEIGHTS, ngram_line, ngrams, read_language_model
 from research.training.run_directory import RunDirectory, open_run
 from research.training.summary import description_lines, table
 
@@ -37,15 +35,14 @@ class TrainedPhrases:
 
     def summary(self) -> dict[str, Any]:
         """Returns what it is and has come to, as JSON values."""
-        phrases, model = self.decoder.table, self.decoder.model
-        assert isinstance(model, NgramModel)
+        phrases = self.decoder.table
         return {
             "experiment": to_json(self.experiment),
             "run": str(self.directory.path),
             "step": self.step,
             "source_phrases": len(phrases.sources),
             "phrase_pairs": len(phrases.targets),
-            "ngrams": model.counts(),
+            "ngrams": ngrams(self.decoder.model),
             "weights": dict(self.decoder.weights),
             "bleu_of_rounds": [row["valid/bleu"] for row in self.directory.rows()],
         }
@@ -67,7 +64,8 @@ def load(path: str | Path) -> TrainedPhrases:
         record = json.loads((directory.path / WEIGHTS).read_text(encoding="utf-8"))
     except ValueError:
         raise UserError(f"{directory.path / WEIGHTS} is damaged: it is not JSON") from None
-    phrases, model = read_table(directory.path / PHRASES), read_arpa(directory.path / LANGUAGE_MODEL)
+    phrases = read_table(directory.path / PHRASES)
+    model = read_language_model(description.language_model, directory.path)
     decoder = PhraseDecoder(phrases, model, record["weights"], description.search)
     return TrainedPhrases(directory, description, record["round"], decoder)
 
@@ -83,7 +81,6 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
     rounds = ", ".join(f"{bleu:.2f}" for bleu in found["bleu_of_rounds"])
     yield f"run {found['run']}: weights of round {found['step']} of tuning; BLEU of the rounds: {rounds}"
     yield f"phrase pairs      {found['phrase_pairs']:,} of {found['source_phrases']:,} source phrases"
-    counts = [f"{count:,}" for count in found["ngrams"]]
-    yield f"n-grams           {', '.join(counts)} of orders 1 to {len(counts)}"
+    yield f"n-grams           {ngram_line(found['ngrams'])}"
     yield ""
     yield from table([("feature", "weight"), *((name, f"{w:.5g}") for name, w in found["weights"].items())])

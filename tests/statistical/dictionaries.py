@@ -45,10 +45,11 @@ def em(source, target, iterations, *, model2=0):
     return history
 
 
-def chain_by_enumeration(emission, empty, weights, p0):
+def chain_by_enumeration(emission, empty, weights, p0, uniform=0.0):
     """Sums over all alignments of one sentence pair: links, expected jumps by (from, to), and P(f | e).
 
-    emission is t(f_j | e_i) as [n][m], weights the function s(d). Positions count from 1; 0 is the start.
+    emission is t(f_j | e_i) as [n][m], weights the function s(d), uniform the share of jumps to anywhere,
+    which are not among the expected ones. Positions count from 1; 0 is the start.
     """
     n, m = len(emission), len(emission[0])
     links = collections.Counter()
@@ -60,14 +61,15 @@ def chain_by_enumeration(emission, empty, weights, p0):
             if i == 0:
                 probability *= p0 * empty[j]
                 continue
-            normaliser = sum(weights(k - at) for k in range(1, n + 1))
-            probability *= (1 - p0) * weights(i - at) / normaliser * emission[i - 1][j]
-            moves.append((at, i))
+            by_width = (1 - uniform) * weights(i - at) / sum(weights(k - at) for k in range(1, n + 1))
+            jump = by_width + uniform / n
+            probability *= (1 - p0) * jump * emission[i - 1][j]
+            moves.append((at, i, by_width / jump))
             at = i
         total += probability
         for j, i in enumerate(alignment):
             links[i, j] += probability
-        for move in moves:
-            jumps[move] += probability
+        for start, end, share in moves:
+            jumps[start, end] += probability * share
     scaled = ({key: value / total for key, value in counter.items()} for counter in (links, jumps))
     return *scaled, total

@@ -66,9 +66,7 @@ def check_table(parameters, bitext, backward, expected):
     assert float(parameters.lexicon.empty.sum()) == pytest.approx(1, abs=1e-5)
 
 
-@pytest.mark.parametrize(
-    "positions", [Table(), Diagonal(), Chain(empty=0.2, reach=3, smoothing=0.0, longest=8)]
-)
+@pytest.mark.parametrize("positions", [Table(), Diagonal(), Chain(empty=0.2, reach=3, longest=8)])
 def test_likelihood_never_decreases(bitext, positions):
     # The first value of the second model is of its initial positions, which may be worse.
     _, values = likelihoods(Direction(bitext), [Stage(Uniform(), 4), Stage(positions, 5)])
@@ -86,10 +84,11 @@ def chain_case(seed, lengths, observed, reach):
     return weights, emission, empty
 
 
-def test_chain_against_all_alignments():
+@pytest.mark.parametrize("uniform", [0.0, 0.3])
+def test_chain_against_all_alignments(uniform):
     lengths, observed, reach, p0 = (3, 1, 2, 3), (3, 4, 1, 4), 2, 0.3
     weights, emission, empty = chain_case(0, lengths, observed, reach)
-    chain = Chain(empty=p0, reach=reach, longest=4)
+    chain = Chain(empty=p0, reach=reach, uniform=uniform, longest=4)
     sizes = [jnp.array(size, jnp.int32) for size in (lengths, observed)]
     got = jax.jit(chain.posteriors)(
         *(jnp.asarray(x, jnp.float32) for x in (weights, emission, empty)), *sizes
@@ -97,7 +96,7 @@ def test_chain_against_all_alignments():
     widths, departures, log_likelihood = np.zeros(2 * reach + 1), np.zeros((5, 5)), 0.0
     for k, (n, m) in enumerate(zip(lengths, observed, strict=True)):
         links, jumps, total = dictionaries.chain_by_enumeration(
-            emission[k, :n, :m], empty[k], lambda d: weights[max(-reach, min(reach, d)) + reach], p0
+            emission[k, :n, :m], empty[k], lambda d: weights[max(-reach, min(reach, d)) + reach], p0, uniform
         )
         log_likelihood += math.log(total)
         expected = np.array([[links.get((i, j), 0) for j in range(m)] for i in range(n + 1)])
@@ -135,7 +134,7 @@ def test_jump_weights_climb_to_the_maximum():
             value -= departures[n, start] * math.log(z)
         return value
 
-    chain = Chain(reach=reach, longest=longest, smoothing=0.0)
+    chain = Chain(reach=reach, longest=longest)
     maximise = jax.jit(chain.maximise)
     weights, values = jnp.ones(2 * reach + 1, jnp.float32), []
     for _ in range(60):
