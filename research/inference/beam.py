@@ -53,8 +53,11 @@ class Decoder(Protocol):
     ) -> tuple[Float[Array, "rows vocabulary"], Any]:
         """Returns the logits of the next token and the state; successive rows share a memory."""
 
+    def apart(self, params: Any, cache: Any) -> tuple[Any, Any]:
+        """Returns parameters and state in the form that a loop over tokens on a CPU reads fastest."""
+
     def take_rows(self, cache: Any, rows: Int[Array, " rows"]) -> Any:
-        """Returns the state of the given rows."""
+        """Returns the state of the given rows, each of which takes the place of one of the same source."""
 
     def attention(self, cache: Any) -> Float[Array, "rows source_length"] | None:
         """Returns the attention weights of the last step, or None if the model does not tell them."""
@@ -126,7 +129,7 @@ def beam_search(
         memory = decoder.encode(params, source, Tokens.of_lengths(lengths, source.shape[1]))
         real = jnp.arange(source.shape[1], dtype=jnp.int32)[None] < lengths[:, None]
 
-        def advance(state: _Search, tokens: Int[Array, "rows 1"]) -> _Search:
+        def advance(params: Any, state: _Search, tokens: Int[Array, "rows 1"]) -> _Search:
             place = Tokens(jnp.broadcast_to(state.length, tokens.shape))
             logits, cache = decoder.step(params, tokens, memory, place, state.cache)
             attention = decoder.attention(cache)
@@ -208,13 +211,20 @@ def beam_search(
             ended=Hypotheses(nothing, none, none),
             done=jnp.zeros((batch,), bool),
         )
-        first = advance(initial, jnp.full((batch, 1), begin, jnp.int32))
+        first = advance(params, initial, jnp.full((batch, 1), begin, jnp.int32))
 
-        def extend(state: _Search) -> _Search:
-            tokens = jax.lax.dynamic_index_in_dim(state.tokens, state.length - 1, axis=2)
-            return advance(state, tokens.reshape(-1, 1))
+        def go_on(params: Any, first: _Search) -> Hypotheses:
+            def extend(state: _Search) -> _Search:
+                tokens = jax.lax.dynamic_index_in_dim(state.tokens, state.length - 1, axis=2)
+                return advance(params, state, tokens.reshape(-1, 1))
 
-        return jax.lax.while_loop(going_on, extend, first).ended
+            return jax.lax.while_loop(going_on, extend, first).ended
+
+        def apart(params: Any, first: _Search) -> Hypotheses:
+            params, cache = decoder.apart(params, first.cache)
+            return go_on(params, first._replace(cache=cache))
+
+        return jax.lax.platform_dependent(params, first, cpu=apart, default=go_on)
 
     return jax.jit(search)
 

@@ -35,20 +35,28 @@ def lstm_cell(
       gates: W x + U h + b of the input, forget, candidate and output gates, side by side: 4 * width.
       memory: the memory before.
     """
+    i, f, g, o = activated(gates)
+    memory = f * memory + i * g
+    return o * jnp.tanh(memory), memory
+
+
+def activated(gates: Float[Array, "batch gates"]) -> tuple[Float[Array, "batch width"], ...]:
+    """Returns the input, forget, candidate and output gates of their pre-activations, side by side."""
     i, f, g, o = jnp.split(gates, 4, axis=-1)
-    memory = nn.sigmoid(f) * memory + nn.sigmoid(i) * jnp.tanh(g)
-    return nn.sigmoid(o) * jnp.tanh(memory), memory
+    return nn.sigmoid(i), nn.sigmoid(f), jnp.tanh(g), nn.sigmoid(o)
 
 
 def lstm(
-    projected: Float[Array, "batch length gates"],
+    projected: Float[Array, "length batch gates"],
     recurrent: Float[Array, "width gates"],
     state: CellState,
-    present: Bool[Array, "batch length"] | None = None,
+    present: Bool[Array, "length batch"] | None = None,
     *,
     reverse: bool = False,
-) -> tuple[Float[Array, "batch length width"], CellState]:
+) -> tuple[Float[Array, "length batch width"], CellState]:
     """Returns the hidden state at every token, and the state after the last (with ``reverse``, the first).
+
+    Tokens come before rows, as the loop reads them: nothing of four times the width is transposed.
 
     Args:
       projected: W x + b of every token: one product for all, outside the loop.
@@ -59,64 +67,87 @@ def lstm(
     """
     if present is not None:
         projected = jnp.where(present[..., None], projected, jnp.zeros((), projected.dtype))
-    tokens = (projected.swapaxes(0, 1), None if present is None else present.T)
-    outputs, state = _recurrence(reverse, recurrent.astype(projected.dtype), state, tokens)
-    return outputs.swapaxes(0, 1), state
+    hidden, end = _recurrence(reverse, recurrent.astype(projected.dtype), state, projected, present)
+    return hidden if present is None else jnp.where(present[..., None], hidden, 0.0), end
 
 
-Token = tuple[Array, Array | None]
-"""Projected inputs, and whether they are real; with a leading axis, those of all tokens."""
-
-
-def _after(
-    gates: Float[Array, "batch gates"], state: CellState, here: Bool[Array, " batch"] | None
-) -> tuple[CellState, Float[Array, "batch width"]]:
-    """Returns the state after a token, and what is put out."""
-    after = CellState(*lstm_cell(gates, state.memory))
-    if here is None:
-        return after, after.hidden
-    after = CellState(*(jnp.where(here[:, None], new, old) for new, old in zip(after, state, strict=True)))
-    return after, jnp.where(here[:, None], after.hidden, 0.0)
+def _kept(
+    here: Bool[Array, " batch"] | None, new: Float[Array, "batch width"], old: Float[Array, "batch width"]
+) -> Float[Array, "batch width"]:
+    """Returns what is new in rows whose token is real, and what is old in others."""
+    return new if here is None else jnp.where(here[:, None], new, old)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _recurrence(
-    reverse: bool, recurrent: Float[Array, "width gates"], state: CellState, tokens: Token
+    reverse: bool,
+    recurrent: Float[Array, "width gates"],
+    state: CellState,
+    projected: Float[Array, "length batch gates"],
+    present: Bool[Array, "length batch"] | None,
 ) -> tuple[Float[Array, "length batch width"], CellState]:
-    """Returns the outputs of all tokens and the state after them.
+    """Returns the hidden states at all tokens and the state after them.
 
-    Its gradient is written out, once and in reverse only, so that U's is one product over all tokens after
-    the loop, not a sum of one per token in it.
+    Its gradient is written out, once and in reverse only: U's is one product over all tokens after the loop,
+    not a sum of one per token in it, and no gate is computed twice.
     """
-    (outputs, state), _ = _forward(reverse, recurrent, state, tokens)
-    return outputs, state
+    return _forward(reverse, recurrent, state, projected, present)[0]
 
 
-def _forward(reverse: bool, recurrent: Array, state: CellState, tokens: Token) -> tuple[Any, Any]:
-    def step(state: CellState, token: Token) -> tuple[CellState, Any]:
-        gates = token[0] + state.hidden @ recurrent
-        after, output = _after(gates, state, token[1])
-        return after, (output, gates, state)
+def _forward(
+    reverse: bool, recurrent: Array, state: CellState, projected: Array, present: Array | None
+) -> tuple[Any, Any]:
+    def step(state: CellState, token: Any) -> tuple[CellState, Any]:
+        gates, here = token
+        i, f, g, o = activated(gates + state.hidden @ recurrent)
+        memory = f * state.memory + i * g
+        after = CellState(_kept(here, o * jnp.tanh(memory), state.hidden), _kept(here, memory, state.memory))
+        return after, (after, (i, f, g, o))
 
-    end, (outputs, gates, before) = jax.lax.scan(step, state, tokens, reverse=reverse)
-    return (outputs, end), (recurrent, gates, before, tokens[1])
+    end, (states, gates) = jax.lax.scan(step, state, (projected, present), reverse=reverse)
+    return (states.hidden, end), (recurrent, state, states, gates, present)
 
 
 def _backward(reverse: bool, saved: Any, cotangents: Any) -> Any:
-    recurrent, gates, before, present = saved
+    recurrent, begin, states, gates, present = saved
     outputs, end = cotangents
 
     def step(after: CellState, token: Any) -> tuple[CellState, Array]:
-        output, gates, before, here = token
-        _, pull = jax.vjp(lambda gates, state: _after(gates, state, here), gates, before)
-        of_gates, of_before = pull((after, output))
-        return CellState(of_before.hidden + of_gates @ recurrent.T, of_before.memory), of_gates
+        output, (i, f, g, o), memory, before, here = token
+        of_hidden = output + after.hidden
+        read = jnp.tanh(memory)
+        of_memory = after.memory + of_hidden * o * (1.0 - read * read)
+        of_gates = jnp.concatenate(
+            [
+                of_memory * g * i * (1.0 - i),
+                of_memory * before * f * (1.0 - f),
+                of_memory * i * (1.0 - g * g),
+                of_hidden * read * o * (1.0 - o),
+            ],
+            axis=-1,
+        )
+        if here is not None:
+            of_gates = jnp.where(here[:, None], of_gates, 0.0)
+            of_hidden = jnp.where(here[:, None], 0.0, of_hidden)
+            of_memory = jnp.where(here[:, None], of_memory * f, after.memory)
+        else:
+            of_hidden, of_memory = jnp.zeros_like(of_hidden), of_memory * f
+        return CellState(of_gates @ recurrent.T + of_hidden, of_memory), of_gates
 
-    tokens = (outputs, gates, before, present)
+    before = CellState(*(_shifted(reverse, *x) for x in zip(begin, states, strict=True)))
+    tokens = (outputs, gates, states.memory, before.memory, present)
     state, of_gates = jax.lax.scan(step, end, tokens, reverse=not reverse)
-    of_recurrent = jnp.einsum("tbw,tbg->wg", before.hidden, of_gates)
+    of_recurrent = before.hidden.reshape(-1, recurrent.shape[0]).T @ of_gates.reshape(-1, recurrent.shape[1])
     # `present` has no gradient.
-    return of_recurrent, state, (of_gates, None)
+    return of_recurrent, state, of_gates, None
+
+
+def _shifted(
+    reverse: bool, first: Float[Array, "batch width"], after: Float[Array, "length batch width"]
+) -> Float[Array, "length batch width"]:
+    """Returns what was before each token, given what was before the first and what is after each."""
+    parts = (after[1:], first[None]) if reverse else (first[None], after[:-1])
+    return jnp.concatenate(parts, axis=0)
 
 
 _recurrence.defvjp(_forward, _backward)
@@ -171,6 +202,7 @@ class LSTM(nn.Module):
         directions = ("forward", "backward") if self.bidirectional else ("forward",)
         width = self.width // len(directions)
         states = []
+        x, present = x.swapaxes(0, 1), None if present is None else present.T
         for layer in range(self.layers):
             if layer:
                 x = dropout(x, self.dropout, None if key is None else jax.random.fold_in(key, layer))
@@ -179,11 +211,11 @@ class LSTM(nn.Module):
                 weights = LSTMWeights(x.shape[-1], width, name=f"{direction}_{layer}")()
                 kernel, recurrent, bias = weights
                 out, end = lstm(
-                    linear(x, kernel, bias), recurrent, CellState.zeros(len(x), width, x.dtype), present,
+                    linear(x, kernel, bias), recurrent, CellState.zeros(x.shape[1], width, x.dtype), present,
                     reverse=direction == "backward",
                 )  # fmt: skip
                 outputs.append(out)
                 ends.append(end)
             x = jnp.concatenate(outputs, axis=-1)
             states.append(CellState(*(jnp.concatenate(parts, axis=-1) for parts in zip(*ends, strict=True))))
-        return x, CellState(*(jnp.stack(parts) for parts in zip(*states, strict=True)))
+        return x.swapaxes(0, 1), CellState(*(jnp.stack(parts) for parts in zip(*states, strict=True)))
