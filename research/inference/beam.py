@@ -145,7 +145,7 @@ def beam_search(
             hypotheses = logits.shape[0] // batch
             last = jnp.repeat(state.length + 1 >= limits, hypotheses)
             logs, words = _extensions(logits, 2 * width, last, begin, end)
-            totals = (state.totals[:, :hypotheses, None] + logs.reshape(batch, hypotheses, -1))
+            totals = state.totals[:, :hypotheses, None] + logs.reshape(batch, hypotheses, -1)
             totals = totals.reshape(batch, -1)
             best, index = jax.lax.top_k(totals, min(2 * width, totals.shape[1]))
             token = jnp.take_along_axis(words.reshape(batch, -1), index, axis=1)
