@@ -8,9 +8,10 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from research.attention.masks import Tokens
+from research.attention.softmax import MASKED
 
 
 class Bias:
@@ -117,6 +118,38 @@ class ForgettingBias(Bias):
     def columns(self, start: jax.typing.ArrayLike, size: int) -> Bias:
         """Returns the bias with the sums of some keys."""
         return ForgettingBias(self.q, jax.lax.dynamic_slice_in_dim(self.kv, start, size, axis=1))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LineageBias(Bias):
+    """Leaves a query the keys of its own lineage alone, where the rows of a group are read as one.
+
+    A row of a beam takes over another's past by pointing at it: nothing is moved.
+    """
+
+    own: Bool[Array, "groups q_len kv_len"]
+    """Whether a key is of the query's lineage."""
+
+    @classmethod
+    def of(cls, lineage: Int[Array, "groups members slots"]) -> LineageBias:
+        """Returns the bias of one query of each member on the slots of all, those of a member together."""
+        groups, members, slots = lineage.shape
+        holder = jnp.arange(members, dtype=lineage.dtype)[None, None, :, None]
+        return cls((lineage[:, :, None] == holder).reshape(groups, members, members * slots))
+
+    def __call__(self, q: Tokens, kv: Tokens) -> Float[Array, "#batch #heads q_len kv_len"]:
+        """Returns 0 for its own keys, `MASKED` for others."""
+        del q, kv
+        return jnp.where(self.own, 0.0, MASKED)[:, None]
+
+    def rows(self, start: jax.typing.ArrayLike, size: int) -> Bias:
+        """Returns the bias of some queries."""
+        return LineageBias(jax.lax.dynamic_slice_in_dim(self.own, start, size, axis=1))
+
+    def columns(self, start: jax.typing.ArrayLike, size: int) -> Bias:
+        """Returns the bias of some keys."""
+        return LineageBias(jax.lax.dynamic_slice_in_dim(self.own, start, size, axis=2))
 
 
 def _distance(q: Tokens, kv: Tokens) -> Int[Array, "#batch q_len kv_len"]:

@@ -20,6 +20,9 @@ class Slots:
     """Position of the token in each slot; ABSENT where there is none."""
     used: Int[Array, ""]
     """Slots written so far, the same for every row."""
+    lineage: Int[Array, "groups members slots"] | None = None
+    """Of rows in groups, such as the hypotheses of a source, that take a token at a time: which member's row
+    holds what a member has in each slot; None: its own."""
 
     @classmethod
     def empty(cls, batch: int, slots: int) -> Slots:
@@ -31,7 +34,26 @@ class Slots:
         written = jax.lax.dynamic_update_slice(
             self.positions, positions, (jnp.zeros_like(self.used), self.used)
         )
-        return dataclasses.replace(self, positions=written, used=self.used + positions.shape[1])
+        lineage = self.lineage
+        if lineage is not None:
+            own = jnp.broadcast_to(_members(lineage), (*lineage.shape[:2], positions.shape[1]))
+            zero = jnp.zeros_like(self.used)
+            lineage = jax.lax.dynamic_update_slice(lineage, own, (zero, zero, self.used))
+        return Slots(written, self.used + positions.shape[1], lineage)
+
+    def in_groups(self, members: int) -> Slots:
+        """Returns the slots of rows of which ``members`` successive ones are a group."""
+        rows, slots = self.positions.shape
+        shape = (rows // members, members, slots)
+        lineage = jnp.broadcast_to(_members(jnp.zeros(shape, jnp.int32)), shape)
+        return dataclasses.replace(self, lineage=lineage)
+
+    def of_rows(self, rows: Int[Array, " taken"]) -> Slots:
+        """Returns the slots of the given rows, each of which takes the place of one of its group, if any."""
+        lineage = self.lineage
+        if lineage is not None:
+            lineage = lineage.reshape(-1, lineage.shape[2])[rows].reshape(lineage.shape)
+        return Slots(self.positions[rows], self.used, lineage)
 
     @property
     def tokens(self) -> Tokens:
@@ -45,6 +67,10 @@ class Slots:
         zero = jnp.zeros_like(self.used)
         start = (zero, self.used - new.shape[1], *(zero for _ in new.shape[2:]))
         return jax.lax.dynamic_update_slice(kept, new.astype(kept.dtype), start)
+
+
+def _members(lineage: Int[Array, "groups members slots"]) -> Int[Array, "1 members 1"]:
+    return jnp.arange(lineage.shape[1], dtype=lineage.dtype)[None, :, None]
 
 
 @jax.tree_util.register_dataclass

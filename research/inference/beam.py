@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from research.attention.masks import Tokens
 from research.errors import UserError
+from research.inference.largest import largest
 
 DEAD = -1e30
 """Log-probability of a hypothesis that is none; finite, so that sums of two stay ordered."""
@@ -52,8 +53,11 @@ class Decoder(Protocol):
     ) -> tuple[Float[Array, "rows vocabulary"], Any]:
         """Returns the logits of the next token and the state; successive rows share a memory."""
 
+    def apart(self, params: Any, cache: Any) -> tuple[Any, Any]:
+        """Returns parameters and state in the form that a loop over tokens on a CPU reads fastest."""
+
     def take_rows(self, cache: Any, rows: Int[Array, " rows"]) -> Any:
-        """Returns the state of the given rows."""
+        """Returns the state of the given rows, each of which takes the place of one of the same source."""
 
     def attention(self, cache: Any) -> Float[Array, "rows source_length"] | None:
         """Returns the attention weights of the last step, or None if the model does not tell them."""
@@ -125,28 +129,27 @@ def beam_search(
         memory = decoder.encode(params, source, Tokens.of_lengths(lengths, source.shape[1]))
         real = jnp.arange(source.shape[1], dtype=jnp.int32)[None] < lengths[:, None]
 
-        def advance(state: _Search, tokens: Int[Array, "rows 1"]) -> _Search:
+        def advance(params: Any, state: _Search, tokens: Int[Array, "rows 1"]) -> _Search:
             place = Tokens(jnp.broadcast_to(state.length, tokens.shape))
             logits, cache = decoder.step(params, tokens, memory, place, state.cache)
-            logs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
             attention = decoder.attention(cache)
             if beam.coverage_penalty and attention is None:
                 raise UserError(
                     "a coverage penalty needs a model that tells its attention; this one does not"
                 )
-            if width > logs.shape[-1]:
-                raise UserError(f"a beam of {width} is wider than the vocabulary of {logs.shape[-1]} tokens")
+            if width > logits.shape[-1]:
+                raise UserError(
+                    f"a beam of {width} is wider than the vocabulary of {logits.shape[-1]} tokens"
+                )
             # The first step has one row per source: every hypothesis is still the same.
-            hypotheses = logs.shape[0] // batch
-            logs = logs.reshape(batch, hypotheses, -1)
-            only_end = jnp.arange(logs.shape[-1], dtype=jnp.int32)[None, None] == end
-            if begin != end:
-                logs = logs.at[:, :, begin].set(DEAD)
-            last = (state.length + 1 >= limits)[:, None, None]
-            logs = jnp.where(last & ~only_end, DEAD, logs)
-            totals = (state.totals[:, :hypotheses, None] + logs).reshape(batch, -1)
+            hypotheses = logits.shape[0] // batch
+            last = jnp.repeat(state.length + 1 >= limits, hypotheses)
+            logs, words = _extensions(logits, 2 * width, last, begin, end)
+            totals = state.totals[:, :hypotheses, None] + logs.reshape(batch, hypotheses, -1)
+            totals = totals.reshape(batch, -1)
             best, index = jax.lax.top_k(totals, min(2 * width, totals.shape[1]))
-            parent, token = jnp.divmod(index.astype(jnp.int32), jnp.int32(logs.shape[-1]))
+            token = jnp.take_along_axis(words.reshape(batch, -1), index, axis=1)
+            parent = index.astype(jnp.int32) // words.shape[-1]
             rows = (jnp.arange(batch, dtype=jnp.int32)[:, None] * hypotheses + parent).reshape(-1)
             grown = _rows(state.tokens, parent).at[:, :, state.length].set(token, mode="drop")
             coverage = _rows(state.coverage, parent)
@@ -208,13 +211,20 @@ def beam_search(
             ended=Hypotheses(nothing, none, none),
             done=jnp.zeros((batch,), bool),
         )
-        first = advance(initial, jnp.full((batch, 1), begin, jnp.int32))
+        first = advance(params, initial, jnp.full((batch, 1), begin, jnp.int32))
 
-        def extend(state: _Search) -> _Search:
-            tokens = jax.lax.dynamic_index_in_dim(state.tokens, state.length - 1, axis=2)
-            return advance(state, tokens.reshape(-1, 1))
+        def go_on(params: Any, first: _Search) -> Hypotheses:
+            def extend(state: _Search) -> _Search:
+                tokens = jax.lax.dynamic_index_in_dim(state.tokens, state.length - 1, axis=2)
+                return advance(params, state, tokens.reshape(-1, 1))
 
-        return jax.lax.while_loop(going_on, extend, first).ended
+            return jax.lax.while_loop(going_on, extend, first).ended
+
+        def apart(params: Any, first: _Search) -> Hypotheses:
+            params, cache = decoder.apart(params, first.cache)
+            return go_on(params, first._replace(cache=cache))
+
+        return jax.lax.platform_dependent(params, first, cpu=apart, default=go_on)
 
     return jax.jit(search)
 
@@ -251,6 +261,28 @@ def forced_decoding(decoder: Decoder) -> Callable[[Any, Array, Array, Array, Arr
         return first + others.sum(0)
 
     return jax.jit(score)
+
+
+def _extensions(
+    logits: Float[Array, "rows vocabulary"],
+    count: int,
+    last: Bool[Array, " rows"],
+    begin: int,
+    end: int,
+) -> tuple[Float[Array, "rows count"], Int[Array, "rows count"]]:
+    """Returns the log-probabilities of the likeliest next tokens, best first, and the tokens.
+
+    They are ``count`` (if there are as many), one more if ``begin``, of which the log-probability is DEAD, is
+    not ``end``. In ``last`` rows nothing but ``end`` is possible.
+    """
+    logits = logits.astype(jnp.float32)
+    partition = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+    best, tokens = largest(logits, min(count + (begin != end), logits.shape[-1]))
+    first = jnp.arange(tokens.shape[1])[None] == 0
+    best = jnp.where(last[:, None], jnp.where(first, logits[:, end, None], jnp.inf), best) - partition
+    tokens = jnp.where(last[:, None], end, tokens)
+    impossible = (last[:, None] & ~first) | ((tokens == begin) & (begin != end))
+    return jnp.where(impossible, DEAD, best), tokens
 
 
 def _rows(

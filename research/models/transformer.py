@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from research.attention.cache import KeyValues, MemoryRead, Slots
+from research.attention.cache import MemoryRead, Slots
 from research.attention.catalogue import Attention
 from research.attention.dropout import dropout
 from research.attention.engines import EngineName
@@ -27,8 +27,16 @@ from research.models.stacks import (
     stack_matmul_parameters,
     with_pattern,
 )
-from research.modules.attention import AttentionSpec
-from research.modules.block import BlockSpec, Context, Stack, empty_cache
+from research.modules.attention import AttentionSpec, reads_lineages
+from research.modules.block import (
+    Apart,
+    BlockSpec,
+    Context,
+    Stack,
+    cache_apart,
+    empty_cache,
+    parameters_apart,
+)
 from research.modules.embedding import Embedding, with_positions
 from research.modules.feed_forward import FeedForwardName
 from research.modules.linear import Linear
@@ -284,26 +292,45 @@ class TransformerDecoder(ModelDecoder):
         return self.model.empty_cache(batch, slots)
 
     def take_rows(self, cache: Cache, rows: Int[Array, " rows"]) -> Cache:
-        """Returns the state of the given rows; what belongs to the memories stays where it is."""
+        """Returns the state of the given rows; what belongs to the memories stays where it is.
+
+        The first time there may be more rows than before. After it they stay among those of their source,
+        and keys and values where they are: the slots know which are whose.
+        """
         layers, slots = cache
-        moved = tuple(
-            (jax.tree.map(lambda x: x[:, rows], own), _of_rows(of_memory, rows)) for own, of_memory in layers
-        )
-        return moved, dataclasses.replace(slots, positions=slots.positions[rows])
+        first = slots.lineage is None
+        if first:
+            moved = slots.of_rows(rows).in_groups(len(rows) // len(slots.positions))
+        else:
+            moved = slots.of_rows(rows)
+        specs = self.model.specs("decoder")
+
+        def of_rows(spec: BlockSpec, layer: Any, axis: int) -> Any:
+            if isinstance(layer, Apart):
+                return Apart(tuple(of_rows(spec, own, 0) for own in layer.groups))
+            own, of_memory = layer
+            if first or not reads_lineages(spec.attention.mechanism):
+                own = jax.tree.map(lambda x: jnp.take(x, rows, axis=axis), own)
+            if isinstance(of_memory, MemoryRead):  # keys and values are the memories', weights the rows'
+                weights = jnp.take(of_memory.weights, rows, axis=axis)
+                of_memory = dataclasses.replace(of_memory, weights=weights)
+            return own, of_memory
+
+        return tuple(of_rows(spec, layer, 1) for spec, layer in zip(specs, layers, strict=True)), moved
+
+    def apart(self, params: Any, cache: Cache) -> tuple[Any, Cache]:
+        """Returns both with the decoder's layers apart, which CPUs are twice as fast with."""
+        return {**params, "decoder": parameters_apart(params["decoder"])}, cache_apart(cache)
 
     def attention(self, cache: Cache) -> Float[Array, "rows source_length"] | None:
         """Returns attention weights of the last token, means over the heads of ``layer``, if there is one."""
         if self.layer is None:
             return None
         group, block = divmod(self.layer, len(cache[0]))
-        read = cache[0][block][1]
+        layers = cache[0][block]
+        read = layers.groups[group][1] if isinstance(layers, Apart) else layers[1]
         assert isinstance(read, MemoryRead)
-        weights: Float[Array, "rows source_length"] = read.weights[group, :, -1]
+        weights: Float[Array, "rows source_length"] = (
+            read.weights if isinstance(layers, Apart) else read.weights[group]
+        )[:, -1]
         return weights
-
-
-def _of_rows(of_memory: KeyValues | MemoryRead | None, rows: Int[Array, " rows"]) -> Any:
-    """Returns what the decoder keeps of the memories; keys and values are theirs, weights the rows'."""
-    if not isinstance(of_memory, MemoryRead):
-        return of_memory
-    return dataclasses.replace(of_memory, weights=of_memory.weights[:, rows])

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from research.attention.biases import AlibiBias, Bias, BucketBias, alibi_slopes
+from research.attention.biases import AlibiBias, Bias, BucketBias, LineageBias, alibi_slopes
 from research.attention.cache import KeyValues, MemoryRead, Slots
 from research.attention.dropout import dropout
 from research.attention.engines import EngineName, attend
@@ -91,6 +91,8 @@ class MultiHeadAttention(nn.Module):
             mask = self_mask(softmax.pattern(geometry, causal=spec.causal), tokens, causal=spec.causal)
             layer, k, v, kv_tokens, bias = self._remember(x, q, k, v, tokens, cache)
             q_tokens = tokens
+            if cache is not None and cache[1].lineage is not None and reads_lineages(softmax):
+                q, k, v, q_tokens, kv_tokens, bias = _read_together(q, k, v, tokens, cache[1], bias)
         else:  # which never shares the queries' tokens, though it may be as long
             layer, bias, mask = KeyValues(k, v), None, Everything()
             q, q_tokens = _rows_of_memory(q, tokens, len(memory))
@@ -183,6 +185,36 @@ class MultiHeadAttention(nn.Module):
         q, k, v = jnp.split(y, [group, group + 1], axis=3)
         q, k, v = (part.reshape(*x.shape[:-1], -1, geometry.head_dim) for part in (q, k, v))
         return q, k, v
+
+
+def reads_lineages(mechanism: Mechanism) -> bool:
+    """Returns whether a row reads its past where it lies (see ``Slots.lineage``), so that nothing is moved.
+
+    Other mechanisms have states of another kind, or choose what they read among the keys of their row.
+    """
+    return type(mechanism) is Softmax
+
+
+def _read_together(
+    q: Float[Array, "rows 1 heads head_dim"],
+    k: Float[Array, "rows slots kv_heads head_dim"],
+    v: Float[Array, "rows slots kv_heads head_dim"],
+    tokens: Tokens | None,
+    slots: Slots,
+    bias: Bias | None,
+) -> tuple[Array, Array, Array, Tokens, Tokens, Bias]:
+    """Returns what a group's queries read together: queries, keys, values, the tokens of both, the bias."""
+    assert slots.lineage is not None
+
+    def together(x: Array) -> Array:
+        return x.reshape(slots.lineage.shape[0], -1, *x.shape[2:])  # type: ignore[union-attr]
+
+    places = together(jnp.broadcast_to(positions_of(tokens, 1), q.shape[:2]))
+    own = LineageBias.of(slots.lineage)
+    return (
+        together(q), together(k), together(v), Tokens(places), Tokens(together(slots.positions)),
+        own if bias is None else bias + own,
+    )  # fmt: skip
 
 
 def _rows_of_memory(

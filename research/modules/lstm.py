@@ -35,20 +35,33 @@ def lstm_cell(
       gates: W x + U h + b of the input, forget, candidate and output gates, side by side: 4 * width.
       memory: the memory before.
     """
-    i, f, g, o = jnp.split(gates, 4, axis=-1)
-    memory = nn.sigmoid(f) * memory + nn.sigmoid(i) * jnp.tanh(g)
-    return nn.sigmoid(o) * jnp.tanh(memory), memory
+    i, f, g, o = jnp.split(activated(gates), 4, axis=-1)
+    memory = f * memory + i * g
+    return o * jnp.tanh(memory), memory
+
+
+def activated(gates: Float[Array, "batch gates"]) -> Float[Array, "batch gates"]:
+    """Returns the gates, tanh of the candidate's quarter and the logistic function of the others.
+
+    sigmoid(x) = (1 + tanh(x / 2)) / 2: one function for all, and so one loop on a CPU.
+    """
+    width = gates.shape[-1] // 4
+    place = jax.lax.broadcasted_iota(jnp.int32, (1, 4 * width), 1) // width
+    scale = jnp.where(place == 2, 1.0, 0.5).astype(gates.dtype)
+    return jnp.tanh(gates * scale) * scale + (1.0 - scale)
 
 
 def lstm(
-    projected: Float[Array, "batch length gates"],
+    projected: Float[Array, "length batch gates"],
     recurrent: Float[Array, "width gates"],
     state: CellState,
-    present: Bool[Array, "batch length"] | None = None,
+    present: Bool[Array, "length batch"] | None = None,
     *,
     reverse: bool = False,
-) -> tuple[Float[Array, "batch length width"], CellState]:
+) -> tuple[Float[Array, "length batch width"], CellState]:
     """Returns the hidden state at every token, and the state after the last (with ``reverse``, the first).
+
+    Tokens come before rows, as the loop reads them: nothing of four times the width is transposed.
 
     Args:
       projected: W x + b of every token: one product for all, outside the loop.
@@ -59,64 +72,83 @@ def lstm(
     """
     if present is not None:
         projected = jnp.where(present[..., None], projected, jnp.zeros((), projected.dtype))
-    tokens = (projected.swapaxes(0, 1), None if present is None else present.T)
-    outputs, state = _recurrence(reverse, recurrent.astype(projected.dtype), state, tokens)
-    return outputs.swapaxes(0, 1), state
-
-
-Token = tuple[Array, Array | None]
-"""Projected inputs, and whether they are real; with a leading axis, those of all tokens."""
-
-
-def _after(
-    gates: Float[Array, "batch gates"], state: CellState, here: Bool[Array, " batch"] | None
-) -> tuple[CellState, Float[Array, "batch width"]]:
-    """Returns the state after a token, and what is put out."""
-    after = CellState(*lstm_cell(gates, state.memory))
-    if here is None:
-        return after, after.hidden
-    after = CellState(*(jnp.where(here[:, None], new, old) for new, old in zip(after, state, strict=True)))
-    return after, jnp.where(here[:, None], after.hidden, 0.0)
+    hidden, end = _recurrence(reverse, recurrent.astype(projected.dtype), state, projected, present)
+    return hidden if present is None else jnp.where(present[..., None], hidden, 0.0), end
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _recurrence(
-    reverse: bool, recurrent: Float[Array, "width gates"], state: CellState, tokens: Token
+    reverse: bool,
+    recurrent: Float[Array, "width gates"],
+    state: CellState,
+    projected: Float[Array, "length batch gates"],
+    present: Bool[Array, "length batch"] | None,
 ) -> tuple[Float[Array, "length batch width"], CellState]:
-    """Returns the outputs of all tokens and the state after them.
+    """Returns the hidden states at all tokens and the state after them.
 
-    Its gradient is written out, once and in reverse only, so that U's is one product over all tokens after
-    the loop, not a sum of one per token in it.
+    Its gradient is written out, once and in reverse only: U's is one product over all tokens after the loop,
+    not a sum of one per token in it, and no gate is computed twice.
     """
-    (outputs, state), _ = _forward(reverse, recurrent, state, tokens)
-    return outputs, state
+    return _forward(reverse, recurrent, state, projected, present)[0]
 
 
-def _forward(reverse: bool, recurrent: Array, state: CellState, tokens: Token) -> tuple[Any, Any]:
-    def step(state: CellState, token: Token) -> tuple[CellState, Any]:
-        gates = token[0] + state.hidden @ recurrent
-        after, output = _after(gates, state, token[1])
-        return after, (output, gates, state)
+def _forward(
+    reverse: bool, recurrent: Array, state: CellState, projected: Array, present: Array | None
+) -> tuple[Any, Any]:
+    def step(state: CellState, token: Any) -> tuple[CellState, Any]:
+        gates = activated(token[0] + state.hidden @ recurrent)
+        i, f, g, o = jnp.split(gates, 4, axis=-1)
+        memory = f * state.memory + i * g
+        after = CellState(o * jnp.tanh(memory), memory)
+        if token[1] is not None:
+            pairs = zip(after, state, strict=True)
+            after = CellState(*(jnp.where(token[1][:, None], new, old) for new, old in pairs))
+        return after, (after, gates)
 
-    end, (outputs, gates, before) = jax.lax.scan(step, state, tokens, reverse=reverse)
-    return (outputs, end), (recurrent, gates, before, tokens[1])
+    end, (states, gates) = jax.lax.scan(step, state, (projected, present), reverse=reverse)
+    return (states.hidden, end), (recurrent, state, states, gates, present)
 
 
 def _backward(reverse: bool, saved: Any, cotangents: Any) -> Any:
-    recurrent, gates, before, present = saved
+    recurrent, begin, states, gates, present = saved
     outputs, end = cotangents
+    before = CellState(*(_shifted(reverse, *x) for x in zip(begin, states, strict=True)))
+    # All that does not wait for the token after, for all tokens at once: the derivatives of the gates' inputs
+    # by the memory (three of them) and the hidden state, and those of these two.
+    i, f, g, o = jnp.split(gates, 4, axis=-1)
+    read = jnp.tanh(states.memory)
+    parts = (g * i * (1 - i), before.memory * f * (1 - f), i * (1 - g * g), read * o * (1 - o))
+    by_state, by_hidden = jnp.stack(parts, axis=2), o * (1 - read * read)
+    kept = None
+    if present is not None:  # a token that is none passes on what it is given
+        kept = jnp.where(present, 0, 1).astype(outputs.dtype)[..., None]
+        by_state = jnp.where(present[..., None, None], by_state, 0)
+        by_hidden, f = jnp.where(present[..., None], by_hidden, 0), jnp.where(present[..., None], f, 1)
 
     def step(after: CellState, token: Any) -> tuple[CellState, Array]:
-        output, gates, before, here = token
-        _, pull = jax.vjp(lambda gates, state: _after(gates, state, here), gates, before)
-        of_gates, of_before = pull((after, output))
-        return CellState(of_before.hidden + of_gates @ recurrent.T, of_before.memory), of_gates
+        output, by_state, by_hidden, f, kept = token
+        of_hidden = output + after.hidden
+        of_memory = after.memory + of_hidden * by_hidden
+        gate = jax.lax.broadcasted_iota(jnp.int32, (1, 4, 1), 1)
+        of_gates = by_state * jnp.where(gate == 3, of_hidden[:, None], of_memory[:, None])
+        of_gates = of_gates.reshape(len(output), -1)
+        back = of_gates @ recurrent.T
+        return CellState(back if kept is None else back + kept * of_hidden, of_memory * f), of_gates
 
-    tokens = (outputs, gates, before, present)
+    tokens = (outputs, by_state, by_hidden, f, kept)
     state, of_gates = jax.lax.scan(step, end, tokens, reverse=not reverse)
-    of_recurrent = jnp.einsum("tbw,tbg->wg", before.hidden, of_gates)
+    # Transposed first, or XLA's product over rows is a third slower.
+    hidden = jax.lax.optimization_barrier(before.hidden.reshape(-1, len(recurrent)).T)
     # `present` has no gradient.
-    return of_recurrent, state, (of_gates, None)
+    return hidden @ of_gates.reshape(-1, recurrent.shape[1]), state, of_gates, None
+
+
+def _shifted(
+    reverse: bool, first: Float[Array, "batch width"], after: Float[Array, "length batch width"]
+) -> Float[Array, "length batch width"]:
+    """Returns what was before each token, given what was before the first and what is after each."""
+    parts = (after[1:], first[None]) if reverse else (first[None], after[:-1])
+    return jnp.concatenate(parts, axis=0)
 
 
 _recurrence.defvjp(_forward, _backward)
@@ -171,6 +203,7 @@ class LSTM(nn.Module):
         directions = ("forward", "backward") if self.bidirectional else ("forward",)
         width = self.width // len(directions)
         states = []
+        x, present = x.swapaxes(0, 1), None if present is None else present.T
         for layer in range(self.layers):
             if layer:
                 x = dropout(x, self.dropout, None if key is None else jax.random.fold_in(key, layer))
@@ -179,11 +212,11 @@ class LSTM(nn.Module):
                 weights = LSTMWeights(x.shape[-1], width, name=f"{direction}_{layer}")()
                 kernel, recurrent, bias = weights
                 out, end = lstm(
-                    linear(x, kernel, bias), recurrent, CellState.zeros(len(x), width, x.dtype), present,
+                    linear(x, kernel, bias), recurrent, CellState.zeros(x.shape[1], width, x.dtype), present,
                     reverse=direction == "backward",
                 )  # fmt: skip
                 outputs.append(out)
                 ends.append(end)
             x = jnp.concatenate(outputs, axis=-1)
             states.append(CellState(*(jnp.concatenate(parts, axis=-1) for parts in zip(*ends, strict=True))))
-        return x, CellState(*(jnp.stack(parts) for parts in zip(*states, strict=True)))
+        return x.swapaxes(0, 1), CellState(*(jnp.stack(parts) for parts in zip(*states, strict=True)))

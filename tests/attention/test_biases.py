@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from research.attention import Tokens, attend
-from research.attention.biases import AlibiBias, BucketBias, ForgettingBias, alibi_slopes, buckets
+from research.attention.biases import (
+    AlibiBias,
+    BucketBias,
+    ForgettingBias,
+    LineageBias,
+    alibi_slopes,
+    buckets,
+)
 
 RNG = np.random.default_rng(0)
 Q = Tokens(jnp.array([[5, 0, 2], [1, 9, 30]], jnp.int32))
@@ -134,3 +141,14 @@ def test_the_parameters_of_a_bias_get_gradients():
     slopes, table, of_queries, of_keys = jax.tree.leaves(gradient)
     assert min(np.abs(slopes).max(), np.abs(table).max(), np.abs(of_keys).max()) > 1e-3
     assert np.abs(of_queries).max() < 1e-5  # a row's own sum is the same for all of its keys
+
+
+def test_a_lineage_admits_the_keys_that_its_rows_hold():
+    lineage = RNG.integers(0, 3, (2, 3, 4))
+    bias = LineageBias.of(jnp.asarray(lineage, jnp.int32))
+    got = np.asarray(bias(Q, KV))
+    assert got.shape == (2, 1, 3, 12)
+    for group, member, holder, slot in np.ndindex(2, 3, 3, 4):
+        own = lineage[group, member, slot] == holder
+        assert got[group, 0, member, holder * 4 + slot] == (0.0 if own else np.float32(-1e30))
+    np.testing.assert_array_equal(bias.rows(1, 2).columns(5, 4)(Q, KV), got[:, :, 1:3, 5:9])

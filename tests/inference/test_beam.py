@@ -98,6 +98,9 @@ def test_hypotheses_that_end_early_do_not_crowd_out_the_right_one():
             chances = 0.9 * jax.nn.one_hot(wanted, VOCABULARY) + 0.09 * jax.nn.one_hot(END, VOCABULARY)[None]
             return jnp.log(chances + 0.01 / VOCABULARY), None
 
+        def apart(self, params, cache):
+            return params, cache
+
         def take_rows(self, cache, rows):
             return None
 

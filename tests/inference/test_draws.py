@@ -28,6 +28,9 @@ class Table:
     def step(self, params, tokens, memory, place, cache):
         return jnp.log(params)[place.positions[:, 0]], None
 
+    def apart(self, params, cache):
+        return params, cache
+
     def take_rows(self, cache, rows):
         return None
 

@@ -113,13 +113,14 @@ def test_a_token_at_a_time_with_shared_memories_equals_all_at_once(model):
     places = Tokens(PLACE.positions, jnp.repeat(PLACE.segments, 3, axis=0))
     apply = jax.jit(model.build().apply)
     wanted = apply({"params": params}, jnp.repeat(SOURCE, 3, axis=0), target, places)
-    step = jax.jit(lambda *args: decoder.step(params, *args))
+    step = jax.jit(decoder.step)
     memory = decoder.encode(params, SOURCE, PLACE)
     cache = decoder.empty_cache(2, 4)
+    weights = params
     for i in range(4):
         tokens = target[:, i : i + 1] if i else target[::3, :1]
         place = Tokens(jnp.full(tokens.shape, i, jnp.int32))
-        logits, cache = step(tokens, memory, place, cache)
+        logits, cache = step(weights, tokens, memory, place, cache)
         if i == 0:
             # One row for each source, then each three times; what the memory gives is kept once.
             np.testing.assert_allclose(logits, wanted[::3, 0], atol=2e-4, rtol=2e-4)
@@ -127,8 +128,14 @@ def test_a_token_at_a_time_with_shared_memories_equals_all_at_once(model):
             wanted = apply({"params": params}, jnp.repeat(SOURCE, 3, axis=0), target, places)
             cache = decoder.take_rows(cache, jnp.repeat(jnp.arange(2), 3))
             memory = (jnp.full_like(memory[0], jnp.nan), memory[1])  # its keys and values are in the cache
+            weights, cache = decoder.apart(params, cache)
         else:
             np.testing.assert_allclose(logits, wanted[:, i], atol=2e-4, rtol=2e-4)
+            # Rows go on from others of their source, as the hypotheses of a beam do.
+            taken = jnp.array([[2, 0, 0, 4, 5, 3], [1, 1, 2, 5, 5, 4], [0, 1, 2, 3, 4, 5]][i - 1])
+            cache = decoder.take_rows(cache, taken)
+            target = target.at[:, : i + 1].set(target[taken, : i + 1])
+            wanted = apply({"params": params}, jnp.repeat(SOURCE, 3, axis=0), target, places)
 
 
 @pytest.mark.slow

@@ -17,6 +17,13 @@ LENGTHS = np.array([5, 3, 1])
 PRESENT = np.arange(LENGTH)[None] < LENGTHS[:, None]
 
 
+def by_tokens(projected, recurrent, state, *, reverse):
+    """``lstm`` with rows before tokens."""
+    present = jnp.asarray(PRESENT.T)
+    out, end = lstm(projected.swapaxes(0, 1), recurrent, state, present, reverse=reverse)
+    return out.swapaxes(0, 1), end
+
+
 def sigmoid(x):
     return 1 / (1 + np.exp(-x))
 
@@ -38,7 +45,7 @@ def test_layer_is_the_equations_row_by_row(reverse):
     begin = CellState(RNG.normal(size=(BATCH, WIDTH)), RNG.normal(size=(BATCH, WIDTH)))
     dirty = np.where(PRESENT[..., None], projected, np.nan)
     single = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), (dirty, recurrent, begin))
-    out, end = lstm(*single, jnp.asarray(PRESENT), reverse=reverse)
+    out, end = by_tokens(*single, reverse=reverse)
     for row, length in enumerate(LENGTHS):
         x = projected[row, :length][:: -1 if reverse else 1]
         wanted, hidden, memory = plain(x, recurrent, begin.hidden[row], begin.memory[row])
@@ -58,7 +65,7 @@ def test_gradients_are_those_of_finite_differences(reverse):
         weights = RNG.normal(size=(3, BATCH, LENGTH, WIDTH))
 
         def loss(projected, recurrent, state):
-            out, end = lstm(projected, recurrent, state, jnp.asarray(PRESENT), reverse=reverse)
+            out, end = by_tokens(projected, recurrent, state, reverse=reverse)
             last = (end.hidden * weights[1, :, 0] + end.memory * weights[2, :, 0]).sum()
             return (out * weights[0]).sum() + last
 
