@@ -138,9 +138,7 @@ class MetricsWriter:
         try:
             yield
         except OSError as error:
-            raise UserError(
-                f"cannot write the metrics of {self._directory.path}: {error.strerror}"
-            ) from error
+            raise UserError(f"cannot write the metrics of {self._directory}: {error.strerror}") from error
 
 
 def _event(step: int, metrics: Mapping[str, float]) -> Event:
