@@ -67,8 +67,9 @@ def filesystem() -> Any:
 
     import fsspec
 
-    # It logs the traceback of every error that it raises as well.
-    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
+    # They log as well what they raise.
+    for name in ("gcsfs", "google.auth"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     # Others (TensorStore, other hosts) write what it would remember as absent; this holds for etils as well.
     for name in ("gs", "gcs"):
         fsspec.config.conf.setdefault(name, {}).setdefault("use_listings_cache", False)
@@ -170,14 +171,10 @@ def refusal(error: BaseException, path: object) -> str | None:
 
 
 def _refusal(error: BaseException, place: str, bucket: str) -> str | None:
-    text, kind = str(error), type(error).__name__
+    text, kind, module = str(error), type(error).__name__, type(error).__module__
     code = getattr(error, "code", None)
-    if (
-        kind == "DefaultCredentialsError"
-        or code == 401
-        or "UNAUTHENTICATED" in text
-        or "Anonymous caller" in text
-    ):
+    credentials = module.startswith("google.auth") and kind != "TransportError"
+    if credentials or code == 401 or "UNAUTHENTICATED" in text:
         return (
             f"{place}: no credentials that the store accepts; log in with: gcloud auth application-default"
             " login (or give the machine a service account)"
@@ -188,13 +185,12 @@ def _refusal(error: BaseException, place: str, bucket: str) -> str | None:
         return f"{place}: there is no bucket {bucket!r}; make it with: gcloud storage buckets create gs://{bucket}"
     if isinstance(error, FileNotFoundError):
         return f"{place}: no such object; what is there is told by: gcloud storage ls gs://{bucket}"
-    module = type(error).__module__.split(".")[0]
-    unreachable = isinstance(error, (ConnectionError, TimeoutError)) or "UNAVAILABLE" in text
-    if (
-        unreachable
-        or module in ("aiohttp", "requests", "urllib3")
-        or kind in ("TransportError", "RetryError")
-    ):
+    lost = (
+        isinstance(error, (ConnectionError, TimeoutError))
+        or kind == "TransportError"
+        or "UNAVAILABLE" in text
+    )
+    if lost or module.split(".")[0] in ("aiohttp", "requests", "urllib3"):
         reason = (text.splitlines() or [kind])[0][:200]
         return (
             f"{place}: the store cannot be reached ({reason}); mend the network and run the"

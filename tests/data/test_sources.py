@@ -73,7 +73,7 @@ def test_missing_file_names_the_nearest(tmp_path):
         read(tmp_path / "no" / "x.txt")
     with pytest.raises(UserError, match="there are no files in"):
         read(tmp_path / "*.csv")
-    with pytest.raises(UserError, match="s3://bucket.* of object stores gs:// alone is known; mount"):
+    with pytest.raises(UserError, match=r"s3://bucket.* of object stores gs:// alone is known; mount"):
         read("s3://bucket/x.txt")
 
 
