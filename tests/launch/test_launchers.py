@@ -270,12 +270,12 @@ def test_a_slice_is_obtained_set_up_used_and_given_back(capfd, tmp_path, monkeyp
         fake(tmp_path, name, script)
     for name in ("uv", "curl", "sleep"):
         fake(tmp_path, name, "true\n")
-    arguments = (QUICKSTART, *NEEDED["tpu-vm"], "--workdir", "gs://runs-of-mine/a b")
+    arguments = (QUICKSTART, *NEEDED["tpu-vm"], "--workdir", "gs://runs/a b")
     assert start("tpu-vm", *arguments, path=f"{tmp_path}:{os.environ['PATH']}") == expected
     found = [line.split()[1] for line in (tmp_path / "calls").read_text().splitlines()]
     assert [call for call in found if call != "describe"] == calls
     trained = (tmp_path / "trained").read_text().splitlines()
-    assert trained == ["train|experiments/gpt/quickstart.py|--workdir|gs://runs-of-mine/a b|"] * len(codes.split())
+    assert trained == ["train|experiments/gpt/quickstart.py|--workdir|gs://runs/a b|"] * len(codes.split())
     assert (tmp_path / "home" / "headway" / QUICKSTART).exists()  # the tree as it is here
     assert ("The slice is kept" in capfd.readouterr().err) == (expected == 2)
 

@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ pytest.importorskip("gcsfs")
 
 from cloud_storage import ObjectStore
 from regression_program import build, experiment, run
-from test_resume import assert_same_state
+from test_resume import assert_same_state, finish, start
 
 from research.data.cache import cache_directory
 from research.data.object_store import filesystem
@@ -188,3 +189,20 @@ def test_killed_in_the_middle_of_a_save(store, tmp_path):
     assert_same_state(run("gs://runs/killed", build(), experiment(12, save=3)).state, whole)
     assert losses("gs://runs/killed") == losses(tmp_path / "whole")
     assert run_directory.open_run("gs://runs/killed").steps() == [9, 12]
+
+
+@pytest.mark.slow
+def test_two_processes_write_a_run_in_a_bucket_and_one_goes_on_with_it(store):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    common = ("--devices", 2, "--port", port, "--steps", 10)
+    processes = [start("gs://runs/both", *common, "--rank", rank) for rank in (0, 1)]
+    ends = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], ends
+    become_bare()
+    code, _, error = finish("gs://runs/both", "--devices", 2, "--steps", 20)
+    assert code == 0 and "resumed from step 10" in error, error
+    rows = run_directory.open_run("gs://runs/both").rows()
+    assert [row["step"] for row in rows if "train/loss" in row] == [*range(2, 21, 2)]
+    assert rows[-1]["valid/loss"] < rows[4]["train/loss"]
