@@ -162,40 +162,48 @@ def refusal(error: BaseException, path: object) -> str | None:
     found = _URL.match(str(path))
     if found is None or found[1] != "gs":
         return None
-    seen: BaseException | None = error
-    while seen is not None:
-        if (line := _refusal(seen, f"gs://{found[2]}{found[3]}", found[2])) is not None:
-            return line
-        seen = seen.__cause__ or seen.__context__
+    for seen in _chain(error):
+        if (line := _refusal(seen, found[2])) is not None:
+            return f"gs://{found[2]}{found[3]}: {line}"
     return None
 
 
-def _refusal(error: BaseException, place: str, bucket: str) -> str | None:
-    text, kind, module = str(error), type(error).__name__, type(error).__module__
-    code = getattr(error, "code", None)
-    credentials = module.startswith("google.auth") and kind != "TransportError"
+def unreachable(error: BaseException) -> str | None:
+    """Returns why a store does not answer, or fails by itself; None if it is something else."""
+    for seen in _chain(error):
+        text, kind, module = str(seen), type(seen).__name__, type(seen).__module__.split(".")[0]
+        code = getattr(seen, "code", None)
+        fails = "UNAVAILABLE" in text or code == 429 or (isinstance(code, int) and 500 <= code < 600)
+        lost = isinstance(seen, (ConnectionError, TimeoutError)) or kind == "TransportError"
+        if fails or lost or module in ("aiohttp", "requests", "urllib3"):
+            return (text.splitlines() or [kind])[0][:200]
+    return None
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Yields an error and those that it wraps."""
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        seen = seen.__cause__ or seen.__context__
+
+
+def _refusal(error: BaseException, bucket: str) -> str | None:
+    text, kind, code = str(error), type(error).__name__, getattr(error, "code", None)
+    credentials = type(error).__module__.startswith("google.auth") and kind != "TransportError"
     if credentials or code == 401 or "UNAUTHENTICATED" in text:
         return (
-            f"{place}: no credentials that the store accepts; log in with: gcloud auth application-default"
-            " login (or give the machine a service account)"
+            "no credentials that the store accepts; log in with: gcloud auth application-default login (or"
+            " give the machine a service account)"
         )
     if code == 403 or "PERMISSION_DENIED" in text or text.startswith("Forbidden"):
-        return f"{place}: no permission{_denied(text, bucket)}"
+        return f"no permission{_denied(text, bucket)}"
     if code == 404 or "bucket does not exist" in text:
-        return f"{place}: there is no bucket {bucket!r}; make it with: gcloud storage buckets create gs://{bucket}"
+        return f"there is no bucket {bucket!r}; make it with: gcloud storage buckets create gs://{bucket}"
     if isinstance(error, FileNotFoundError):
-        return f"{place}: no such object; what is there is told by: gcloud storage ls gs://{bucket}"
-    lost = (
-        isinstance(error, (ConnectionError, TimeoutError))
-        or kind == "TransportError"
-        or "UNAVAILABLE" in text
-    )
-    if lost or module.split(".")[0] in ("aiohttp", "requests", "urllib3"):
-        reason = (text.splitlines() or [kind])[0][:200]
-        return (
-            f"{place}: the store cannot be reached ({reason}); mend the network and run the"
-            " same command again"
-        )
+        return f"no such object; what is there is told by: gcloud storage ls gs://{bucket}"
+    if reason := unreachable(error):
+        return f"the store cannot be reached ({reason}); mend the network and run the same command again"
     return None
 
 

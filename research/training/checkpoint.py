@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import jax
 from jax.experimental import multihost_utils
 
-from research.data.object_store import refusal
-from research.errors import UserError
+from research.data.object_store import refusal, unreachable
+from research.errors import LostError, UserError
 from research.scale import hosts
 from research.training.migrations import FORMAT
 from research.training.run_directory import RunDirectory, ranking
@@ -194,6 +194,9 @@ class Checkpoints:
         try:
             action()
         except Exception as error:
+            if self._directory.mirror and (lost := unreachable(error)):
+                place = f"step {self._saving} in {self._directory}"
+                raise LostError(f"cannot save {place}: the store cannot be reached ({lost})") from error
             reason = refusal(error, self._directory) or _disk_error(error)
             if reason is None:
                 raise

@@ -124,6 +124,10 @@ def test_the_permission_that_is_lacking_decides_the_role():
             " --member=serviceAccount:robot@project.iam.gserviceaccount.com"
         )
     assert refusal(OSError("Forbidden"), "/a/path") is None
+    line = refusal(ConnectionRefusedError("nobody listens"), "gs://x/y")
+    assert line is not None and line.startswith(
+        "gs://x/y: the store cannot be reached (nobody listens); mend"
+    )
     assert refusal(KeyError("bug"), "gs://x/y") is None
 
 

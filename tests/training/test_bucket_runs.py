@@ -19,8 +19,9 @@ from test_resume import assert_same_state, finish, start
 
 from research.data.cache import cache_directory
 from research.data.object_store import filesystem
-from research.errors import UserError
+from research.errors import LostError, UserError
 from research.training import checkpoint, run_directory
+from research.training.experiment import Checkpointing
 
 PROGRAM = Path(__file__).with_name("regression_program.py")
 
@@ -164,6 +165,24 @@ def test_two_processes_of_one_machine_do_not_share_a_run(store):
         run_directory.claim("gs://runs/locked", description),
     ):
         pass
+
+
+def test_a_store_that_is_gone_is_no_mistake_of_the_users(store):
+    """The code says to start again, which schedulers do."""
+
+    def gone(*_, **__):
+        raise ValueError("UNAVAILABLE: CURL error Couldn't connect to server: writing state")
+
+    with (
+        run_directory.claim("gs://runs/gone", {"name": "x", "steps": 1}) as directory,
+        pytest.raises(
+            LostError, match=r"step 3 in gs://runs/gone: the store cannot be reached \(UNAV"
+        ) as lost,
+        checkpoint.Checkpoints(directory, Checkpointing()) as checkpoints,
+    ):
+        checkpoints._manager.save = gone
+        checkpoints.save(3, {}, None, {}, {})
+    assert lost.value.exit_code == 4
 
 
 @pytest.mark.slow
