@@ -246,7 +246,7 @@ def claim(path: Path | str, description: dict[str, Any], *, primary: bool = True
         directory.publish()
         try:
             yield directory
-        except BaseException:
+        except Exception:
             with contextlib.suppress(UserError):
                 directory.publish()
             raise
