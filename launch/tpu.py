@@ -74,17 +74,17 @@ def slice_of(topology: str | None) -> Slice:
     return Slice(sides, math.prod(map(int, sides.split("x"))), _NAMES[chip])
 
 
-def bucket_name(bucket: str | None) -> str:
-    """Returns NAME of gs://NAME.
+def bucket_of(bucket: str | None) -> str:
+    """Returns gs://NAME, without a slash at its end.
 
     Raises:
       UserError: it is no such thing.
     """
-    found = re.fullmatch(r"gs://([a-z0-9][a-z0-9._-]{1,61}[a-z0-9])/?", bucket or "")
+    found = re.fullmatch(r"(gs://[a-z0-9][a-z0-9._-]{1,61}[a-z0-9])/?", bucket or "")
     if not found:
         given = f", found {bucket!r}" if bucket else ""
         raise UserError(
             f"needs --bucket gs://NAME for the runs{given}; made by: gcloud storage buckets create gs://NAME"
-            " --uniform-bucket-level-access --enable-hierarchical-namespace"
+            " --uniform-bucket-level-access"
         )
     return found[1]

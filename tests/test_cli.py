@@ -52,10 +52,10 @@ def run(capsys, *arguments: str) -> tuple[int, str, str]:
         (["train", QUICKSTART, "--watchdog", "0"], "--watchdog 0: above 0, in seconds"),
         (["train", QUICKSTART, "--process", "1"], "--process needs --coordinator and --processes as well"),
         (
-            ["train", QUICKSTART, "--workdir", "gs://b/run"],
-            "mount the bucket (gcsfuse --implicit-dirs b /mnt/b)",
+            ["train", QUICKSTART, "--workdir", "s3://bucket/run"],
+            "s3://bucket/run: of object stores gs:// alone is known; mount this one",
         ),
-        (["evaluate", "s3://bucket/run"], "s3://bucket/run: a run directory lies in a file system"),
+        (["evaluate", "s3://bucket/run"], "s3://bucket/run: of object stores gs:// alone is known"),
         (["train", QUICKSTART, "--accumulate", "3"], "data.batch 16 does not divide into"),
         (
             ["show", QUICKSTART, "--optimizer", "moun"],

@@ -14,13 +14,14 @@ from research.ablation.grid import Ablation, Row
 from research.ablation.pictures import pictures_of
 from research.ablation.runner import Result, quality
 from research.ablation.summary import Summary, summaries
+from research.data.replacing import write_atomically
 from research.errors import UserError
 from research.report import page
 from research.report.figures import save
 from research.report.runs import metric_label
 from research.report.statistics import CONFIDENCE
 from research.training.description import to_json
-from research.training.run_directory import flatten, write_atomically
+from research.training.run_directory import flatten
 
 PAGE, POINTS, ROWS = "report.html", "points.csv", "rows.csv"
 

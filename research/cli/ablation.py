@@ -9,6 +9,7 @@ from pathlib import Path
 
 from research.cli.command import message
 from research.errors import UserError
+from research.training.run_directory import on_disk
 
 FIELDS = (
     "model", "data", "objective", "optimizer", "schedule", "steps", "accumulate", "clip", "ema", "sharding",
@@ -56,7 +57,7 @@ def ablate(target: str, options: Ablate, overrides: Mapping[str, str]) -> None:
     if options.learning_rates is not None:
         ablation = dataclasses.replace(ablation, learning_rates=options.learning_rates)
     combinations = rows(ablation, message)
-    directory = Path(options.workdir or f"runs/{ablation.name}")
+    directory = on_disk(options.workdir or f"runs/{ablation.name}")
 
     from research.ablation.report import summaries, table, text_table, write
     from research.ablation.runner import run

@@ -57,7 +57,7 @@ def align(source: str, target: str, *, options: Align, overrides: Mapping[str, s
     from research.statistical import aligner
     from research.statistical.iterations import Progress
     from research.training import alignment_training
-    from research.training.run_directory import run_path
+    from research.training.run_directory import on_disk
     from research.training.word_alignment import AlignedFiles, WordAlignment
 
     start = time.monotonic()
@@ -70,7 +70,7 @@ def align(source: str, target: str, *, options: Align, overrides: Mapping[str, s
         how.validate()
     data = AlignedFiles(source, target, options.gold)
     if options.out is not None:
-        out = run_path(options.out)
+        out = on_disk(options.out)
         description = WordAlignment(out.resolve().name, data, how)
         _, found, score = alignment_training.run(description, out, report=message)
     else:

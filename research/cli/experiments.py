@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from research.cli.command import complain, description_of, message
+from research.data.object_store import located
 from research.errors import UserError
-from research.training.run_directory import run_path
+from research.training.run_directory import is_run, on_disk
 
 if TYPE_CHECKING:
     from research.training.conclusion import Result
@@ -62,7 +63,8 @@ def train(target: str, options: Train, overrides: Mapping[str, str]) -> None:
     profile = _window(options.profile)
     if options.watchdog is not None and options.watchdog <= 0:
         raise UserError(f"--watchdog {options.watchdog:g}: above 0, in seconds")
-    directory = run_path(options.workdir or (target if os.path.isdir(target) else f"runs/{description.name}"))
+    directory = located(options.workdir or (target if is_run(target) else f"runs/{description.name}"))
+    located(os.environ.get("JAX_COMPILATION_CACHE_DIR", ""))  # or JAX would ask for TensorFlow, late
 
     from research.scale.host_memory import keep_freed_memory
 
@@ -77,7 +79,7 @@ def train(target: str, options: Train, overrides: Mapping[str, str]) -> None:
         if result is None:  # one process speaks for all
             return
     else:
-        result = _train_statistical(description, directory, options)
+        result = _train_statistical(description, on_disk(directory), options)
     if options.json:
         print(json.dumps(result.to_json()))
         return
@@ -129,7 +131,7 @@ def _train_statistical(description: PhraseBased | WordAlignment, directory: Path
 
 def show(target: str, options: Show, overrides: Mapping[str, str]) -> None:
     """Prints what an experiment or a run is."""
-    run = options.workdir or (target if os.path.isdir(target) else None)
+    run = options.workdir or (target if is_run(target) else None)
     if run and overrides:
         raise UserError(f"show: the description of a run is what it is: leave out --{next(iter(overrides))}")
     description = description_of(run or target, overrides, options)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
-from pathlib import Path
 
 from research.cli.command import message
 from research.errors import UserError
+from research.training.run_directory import on_disk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +76,7 @@ def import_(source: str, options: Import, overrides: Mapping[str, str]) -> None:
 
     pickle = options.allow_pickle
     directory = located(source, message, allow_pickle=pickle)
-    found = import_run(directory, Path(options.out), message, allow_pickle=pickle)
+    found = import_run(directory, on_disk(options.out), message, allow_pickle=pickle)
     if options.json:
         print(json.dumps(found))
     else:
@@ -100,10 +100,10 @@ def export(run: str, directory: str, options: Export, overrides: Mapping[str, st
     from research.training.trained import load
 
     if options.dtype == "int8":
-        made = quantize_run(load(run, options.checkpoint), Path(directory))
+        made = quantize_run(load(run, options.checkpoint), on_disk(directory))
         print(json.dumps(made) if options.json else f"{run} with 8-bit weights is in {directory}")
         return
-    found = export_run(load(run, options.checkpoint), Path(directory), options.dtype, message)
+    found = export_run(load(run, options.checkpoint), on_disk(directory), options.dtype, message)
     if options.json:
         print(json.dumps(found))
     else:
@@ -131,7 +131,7 @@ def average(run: str, options: Average, overrides: Mapping[str, str]) -> None:
 
     from research.interchange.averages import average_run
 
-    found = average_run(run, Path(options.out), options.last)
+    found = average_run(run, on_disk(options.out), options.last)
     if options.json:
         print(json.dumps(found))
     else:

@@ -143,7 +143,7 @@ def _evaluate_recall(trained: Trained, overrides: Mapping[str, str], *, as_json:
 
     if overrides:
         raise UserError(
-            f"--{next(iter(overrides))}: {trained.directory.path} learned from generated rows, not text"
+            f"--{next(iter(overrides))}: {trained.directory} learned from generated rows, not text"
         )
     found = evaluate(trained, report=message)
     if as_json:

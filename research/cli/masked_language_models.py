@@ -59,7 +59,7 @@ def evaluate(trained: Trained, data: MaskedText, *, whole: bool, as_json: bool) 
         return
     part = "all" if whole else "the validation part"
     print(
-        f"{trained.directory.path} at step {trained.step}, on {part} of {data.path or data.source}:\n"
+        f"{trained.directory} at step {trained.step}, on {part} of {data.path or data.source}:\n"
         f"  {found['accuracy']:.2%} of {found['gaps']:,} masked tokens filled right, "
         f"{found['loss']:.4f} nats per masked token"
     )

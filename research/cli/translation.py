@@ -185,7 +185,7 @@ def evaluate(trained: TranslationRun, overrides: Mapping[str, str], beam: Beam, 
     if as_json:
         print(json.dumps(found))
         return
-    print(f"{trained.directory.path} at step {trained.step}, beam {beam.width}:")
+    print(f"{trained.directory} at step {trained.step}, beam {beam.width}:")
     for split, result in found["splits"].items():
         print(f"{split} ({result['sentences']:,} sentences)")
         for name in ("bleu", "chrf2", "ter"):

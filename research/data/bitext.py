@@ -21,6 +21,7 @@ from research.data.buckets import (
     train_batches,
 )
 from research.data.cache import build_once, cache_directory, content_hash
+from research.data.object_store import is_file
 from research.data.parallel import Pair, ParallelSource, ParallelText
 from research.data.tokenizer import Tokenizer
 from research.errors import UserError, nearest
@@ -219,7 +220,7 @@ class Bitext(ParallelText):
         """Returns the tokenizer of a field, read, or trained on sides of the training text, at most once."""
         described = getattr(self, field)
         if described not in KINDS:
-            if not Path(described).is_file():
+            if not is_file(described):
                 raise UserError(
                     f"data.{field} {described!r} is no file and no kind of tokenizer"
                     + nearest(described, KINDS)

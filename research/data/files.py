@@ -5,24 +5,22 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import glob
-import gzip
 import json
 import lzma
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from research.data.documents import Document, LocalSource
+from research.data.object_store import OPENERS, explained, is_object, located, objects, opened, version
 from research.errors import UserError, nearest
-
-OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
-"""What opens compressed files, by suffix."""
 
 
 def read_json(path: Path) -> Any:
     """Returns what a JSON file holds; UserError if it cannot be read, or is no JSON."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        with explained(path):
+            return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
@@ -34,15 +32,18 @@ class TextFiles(LocalSource):
     """The files that ``path`` names; each is a document, or one per line of a ``.jsonl``."""
 
     path: str
-    """A file, a directory (every file below it), or a glob (``**`` goes any depth)."""
+    """A file, a directory (every file below it), or a glob (``**`` goes any depth); also of a bucket (gs://)."""
     field: str = "text"
     """Field that holds the text in JSON lines."""
     name = "files"
 
     def fingerprint(self) -> list[object]:
-        """Returns the field, and name, size and modification time of each file."""
-        stats = [(key, file.stat()) for key, file in self.files()]
-        return [self.field, [(key, s.st_size, s.st_mtime_ns) for key, s in stats]]
+        """Returns the field, and name, size and modification time (or generation) of each file."""
+        path = located(self.path)
+        if is_object(path):
+            versions = objects(path)
+            return [self.field, [(key, *versions[file]) for key, file in self.files()]]
+        return [self.field, [(key, *version(file)) for key, file in self.files()]]
 
     def files(self) -> list[tuple[str, Path]]:
         """Returns (document path, file), sorted; document paths are relative, so splits survive a move.
@@ -50,13 +51,15 @@ class TextFiles(LocalSource):
         Raises:
           UserError: there is no such file, or nothing in the directory or glob.
         """
-        path = Path(self.path).expanduser()
+        path = located(self.path)
+        if is_object(path):
+            return _objects_below(path)
         if path.is_file():
             return [(path.name, path)]
         if path.is_dir():
             root, found = path, [p for p in path.rglob("*") if not _hidden(p.relative_to(path))]
         elif glob.has_magic(self.path):
-            root = Path(*path.parts[: next(i for i, part in enumerate(path.parts) if glob.has_magic(part))])
+            root = _fixed(path)
             found = [Path(p) for p in glob.glob(str(path), recursive=True)]
         else:
             raise UserError(f"no file, directory or glob {self.path!r} (--data.path)" + _beside(path))
@@ -83,9 +86,8 @@ class TextFiles(LocalSource):
     def _read(self, key: str, file: Path) -> Iterator[Document]:
         compression = file.suffix if file.suffix in OPENERS else ""
         jsonl = file.name.removesuffix(compression).endswith(".jsonl")
-        opener = OPENERS.get(compression, open)
         try:
-            with opener(file, "rb") as stream:
+            with opened(file) as stream:
                 if not jsonl:
                     yield {"path": key, "text": _decode(stream.read(), file)}
                     return
@@ -140,10 +142,26 @@ def _hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
+def _fixed(path: Path) -> Path:
+    """Returns the part of a glob that is no pattern."""
+    pattern = next(i for i, part in enumerate(path.parts) if glob.has_magic(part))
+    return path.parents[len(path.parts) - 1 - pattern]
+
+
+def _objects_below(path: Path) -> list[tuple[str, Path]]:
+    """Returns what `TextFiles.files` does, of a bucket."""
+    found = list(objects(path))
+    if not found:
+        raise UserError(f"there are no objects {str(path)!r} (--data.path)")
+    if found == [path]:
+        return [(path.name, path)]
+    root = _fixed(path) if glob.has_magic(str(path)) else path
+    keys = ((file.relative_to(root), file) for file in found)
+    return sorted((key.as_posix(), file) for key, file in keys if not _hidden(key) or root != path)
+
+
 def _beside(path: Path) -> str:
     """Returns a hint at the nearest name in the directory where ``path`` should be."""
-    if path.parts and path.parts[0].endswith(":"):  # gs://
-        return "; mount the bucket (gcsfuse --implicit-dirs BUCKET DIRECTORY) and name the file there"
     if not path.parent.is_dir():
         return f"; nor is there a directory {str(path.parent)!r}"
     close = difflib.get_close_matches(path.name, [p.name for p in path.parent.iterdir()], n=1)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from research.data.files import record_of
+from research.data.object_store import is_file, located, opened
 from research.errors import UserError, nearest
 
 GLUE: dict[str, tuple[str, str | None]] = {
@@ -60,15 +62,17 @@ def read_file(path: str, fields: Fields, split: str | None, *, tags: bool) -> It
       UserError: no such file, one that cannot be read, a record without a field or with a value of the wrong
         type; names file, line and field.
     """
-    file = Path(path).expanduser()
-    if not file.is_file():
+    file = located(path)
+    if not is_file(path):
         raise UserError(f"no file {path!r} of labelled text")
     if tags and file.suffix != ".jsonl":
         raise UserError(
             f"{path}: words and their tags are read from .jsonl, not from {file.suffix or path!r}"
         )
     try:
-        with open(file, encoding="utf-8-sig", newline="") as stream:  # spreadsheets put a mark before it
+        with opened(file) as raw:
+            # Spreadsheets put a mark before it.
+            stream = io.TextIOWrapper(raw, encoding="utf-8-sig", newline="")
             for number, record in _records(file, stream):
                 where = f"{file}, line {number}"
                 if fields.split is not None and _field(record, fields.split, where) != split:

@@ -13,6 +13,7 @@ import numpy as np
 
 from research.data.labelled_records import GLUE, Example, Fields, read_file, read_glue
 from research.data.labelled_rows import LabelledBatches, LabelledRows, LabelledSource
+from research.data.object_store import is_file
 from research.data.packing import endless, share_of_process
 from research.data.wordpiece import MaskingTokenizer
 from research.errors import UserError, nearest
@@ -211,7 +212,7 @@ class LabelledText:
     def _tokenizer(self, examples: list[Example], vocabulary: int) -> MaskingTokenizer:
         if self.tokenizer == "wordpiece":
             return MaskingTokenizer.train([" ".join(e.texts) for e in examples], vocabulary)
-        if not Path(self.tokenizer).is_file():
+        if not is_file(self.tokenizer):
             raise UserError(f"data.tokenizer {self.tokenizer!r} is no file and no kind of tokenizer")
         return MaskingTokenizer.load(self.tokenizer)
 

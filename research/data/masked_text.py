@@ -10,6 +10,7 @@ from typing import Any, Literal
 from research.data.cache import build_once, cache_directory, content_hash
 from research.data.masked_rows import MaskedBatches, PackedRows, PairRows, train_batches
 from research.data.masking import Kinds, Masking
+from research.data.object_store import is_file
 from research.data.sentences import Sentences
 from research.data.text import HeldOutText, LazyCorpus, sample
 from research.data.wordpiece import MaskingTokenizer
@@ -178,7 +179,7 @@ class MaskedText(HeldOutText):
         self, corpus: LazyCorpus, split: list[object], vocabulary: int, report: Callable[[str], None]
     ) -> MaskingTokenizer:
         if self.tokenizer != "wordpiece":
-            if not Path(self.tokenizer).is_file():
+            if not is_file(self.tokenizer):
                 hint = nearest(self.tokenizer, ("wordpiece",))
                 raise UserError(
                     f"data.tokenizer {self.tokenizer!r} is no file and no kind of tokenizer{hint}"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from research.data.cache import build_once, cache_directory, content_hash
-from research.data.files import OPENERS
+from research.data.object_store import is_file, located, opened, version
 from research.errors import UserError, nearest
 
 Pair = tuple[str, str]
@@ -48,7 +48,7 @@ def lines_of(path: Path) -> Iterator[str]:
       UserError: the file cannot be read, or a line is not UTF-8 (file and line).
     """
     try:
-        with OPENERS.get(path.suffix, open)(path, "rb") as stream:
+        with opened(path) as stream:
             for number, line in enumerate(stream, start=1):
                 try:
                     yield line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8")
@@ -111,14 +111,13 @@ class ParallelFiles(ParallelSource):
     """Split -> (source file, target file)."""
 
     def fingerprint(self) -> list[object]:
-        """Returns name, size and modification time of each file; UserError if there is no such file."""
+        """Returns name and version of each file; UserError if there is no such file."""
         stats = []
         for split, paths in self.files.items():
-            for path in map(Path, paths):
-                if not path.expanduser().is_file():
-                    raise UserError(f"no file {str(path)!r} (the {split} text)")
-                stat = path.expanduser().stat()
-                stats.append([split, str(path), stat.st_size, stat.st_mtime_ns])
+            for path in paths:
+                if not is_file(path):
+                    raise UserError(f"no file {path!r} (the {split} text)")
+                stats.append([split, str(Path(path)), *version(located(path))])
         return ["files", stats]
 
     def splits(self) -> list[str]:
@@ -127,7 +126,7 @@ class ParallelFiles(ParallelSource):
 
     def pairs(self, split: str) -> Iterable[Pair]:
         """Returns the pairs of a split."""
-        source, target = (Path(path).expanduser() for path in self.files[split])
+        source, target = map(located, self.files[split])
         return aligned(source, target)
 
 

@@ -27,6 +27,16 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a text file, whole or not at all.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes arrays as .npz, whole or not at all.
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from research.data.cache import build_once, cache_directory, content_hash
 from research.data.documents import Corpus, Source
+from research.data.object_store import is_file
 from research.data.stream import StreamWriter, TokenStream
 from research.data.tokenizer import Tokenizer, cut
 from research.errors import UserError, nearest
@@ -200,7 +201,7 @@ class TextData(HeldOutText):
             if value < 1:
                 raise UserError(f"data.{name} is {value}; it should be at least 1")
         named = tokenizer is None and self.tokenizer not in ("bpe", "characters")
-        if named and not Path(self.tokenizer).is_file():
+        if named and not is_file(self.tokenizer):
             hint = nearest(self.tokenizer, ("bpe", "characters"))
             raise UserError(f"data.tokenizer {self.tokenizer!r} is no file and no kind of tokenizer{hint}")
 

@@ -12,6 +12,7 @@ from typing import ClassVar, Self
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from research.data.object_store import is_file, located, opened
 from research.errors import UserError
 
 END_OF_TEXT = "<|endoftext|>"
@@ -143,10 +144,10 @@ class Tokenizer:
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Reads a ``tokenizer.json``; UserError if there is none, or it cannot be read."""
-        path = Path(path)
-        if not path.is_file():
+        if not is_file(path):
             raise UserError(f"no tokenizer file at {path}; it should be a tokenizer.json")
-        return cls.from_json(path.read_text(encoding="utf-8", errors="replace"), name=str(path))
+        with opened(located(path)) as stream:
+            return cls.from_json(stream.read().decode(errors="replace"), name=str(path))
 
     @classmethod
     def from_json(cls, text: str, name: str = "tokenizer") -> Self:

@@ -42,7 +42,7 @@ def differences(one: Trained, other: Trained) -> dict[str, Any]:
             same += 1
         else:
             norms[path] = float(np.linalg.norm(first - second)) / max(float(np.linalg.norm(first)), 1e-30)
-    runs = [{"run": str(run.directory.path), "step": run.step} for run in (one, other)]
+    runs = [{"run": str(run.directory), "step": run.step} for run in (one, other)]
     return {"runs": runs, "description": description, "shapes": shapes, "weights": norms, "same": same}
 
 

@@ -37,8 +37,8 @@ def quantize_run(trained: Trained, out: Path) -> dict[str, Any]:
     tokenizer = trained.directory.path / Tokenizer.FILE
     files = {
         Tokenizer.FILE: tokenizer.read_text("utf-8"),
-        ORIGIN: json.dumps({"source": str(trained.directory.path), "step": trained.step}),
+        ORIGIN: json.dumps({"source": str(trained.directory), "step": trained.step}),
         MARK: json.dumps({"kernels": "int8", "scale": "absmax of each output"}),
     }
     make_run(out, experiment, files, quantized(trained.params), trained.step)
-    return {"run": str(out), "source": str(trained.directory.path), "step": trained.step, "dtype": "int8"}
+    return {"run": str(out), "source": str(trained.directory), "step": trained.step, "dtype": "int8"}

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from research.data.cache import build_once, cache_directory, content_hash
+from research.data.object_store import is_object
 from research.errors import UserError
 from research.interchange.runs import import_run
 
@@ -62,6 +63,8 @@ def as_run(source: str, report: Callable[[str], None]) -> str:
       UserError: the checkpoint cannot be fetched or imported.
     """
     path = Path(source)
+    if is_object(source):
+        return source
     if (path / "experiment.json").is_file() or not ((path / "config.json").is_file() or is_id(source)):
         return source
     if path.is_dir() and not (path / "config.json").is_file():

@@ -68,7 +68,7 @@ def soft_alignments(run: RunDirectory, *, count: int = 3) -> list[str]:
     Raises:
       UserError: the text cannot be read any more, the run has no checkpoint or no such attention.
     """
-    trained = translation.load(str(run.path))
+    trained = translation.load(str(run))
     aligner = translation.aligner_of(trained)
     data = trained.experiment.data
     assert isinstance(data, ParallelText)
@@ -95,6 +95,7 @@ def soft_alignments(run: RunDirectory, *, count: int = 3) -> list[str]:
         figure = heatmap(weights, source, target)
         save(figure, directory / str(n))
         parts.append(page.picture(figure))
+    run.publish()
     return parts if len(parts) > 1 else [page.paragraph("No translation of a validation sentence has words.")]
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from research.data.replacing import write_atomically
 from research.errors import UserError
 from research.report import aligner_runs, attention, page
 from research.report.figures import lines
@@ -16,7 +17,6 @@ from research.training.run_directory import (
     flatten,
     higher_is_better,
     open_run,
-    write_atomically,
 )
 from research.training.trained_aligner import is_aligner
 
@@ -26,7 +26,7 @@ def write_report(runs: Sequence[str | Path], out: Path | None = None) -> Path:
 
     Args:
       runs: run directories.
-      out: file to write; default: report.html, in the run directory if there is but one run.
+      out: file to write; default: report.html, in the run directory if there is but one run, on this machine.
 
     Raises:
       UserError: no run directory, one without metrics, or a file that cannot be written.
@@ -34,9 +34,10 @@ def write_report(runs: Sequence[str | Path], out: Path | None = None) -> Path:
     found = [open_run(path) for path in runs]
     for run in found:
         if not run.rows():
-            raise UserError(f"{run.path} has no metrics yet: nothing was logged before the run stopped")
+            raise UserError(f"{run} has no metrics yet: nothing was logged before the run stopped")
     if out is None:
-        out = found[0].path / "report.html" if len(found) == 1 else Path("report.html")
+        alone = len(found) == 1 and not found[0].mirror
+        out = found[0].path / "report.html" if alone else Path("report.html")
     names = _names(found)
     aligners = [is_aligner(run.path) for run in found]
     if any(aligners) and not all(aligners):
@@ -77,7 +78,7 @@ def metric_label(metric: str) -> str:
 
 def _names(runs: Sequence[RunDirectory]) -> list[str]:
     """Returns a short name of each run: the end of its path that tells it from the others."""
-    paths = [run.path.resolve().parts for run in runs]
+    paths = [run.place.resolve().parts for run in runs]
     for length in range(1, max(map(len, paths)) + 1):
         names = ["/".join(parts[-length:]) for parts in paths]
         if len(set(names)) == len(names):

@@ -22,7 +22,7 @@ import numpy as np
 from safetensors.numpy import save as serialized
 
 from research.data.parallel import text_record
-from research.data.replacing import replacing, save_arrays
+from research.data.replacing import replacing, save_arrays, write_atomically
 from research.errors import UserError
 from research.evaluation.alignment import AlignmentScore, alignment_score, score_line
 from research.statistical.aligner import Alignment, Trained, train
@@ -30,7 +30,7 @@ from research.training.conclusion import Conclusion, Result
 from research.training.description import to_json
 from research.training.interrupt import stoppable
 from research.training.kept_iterations import KeptIterations
-from research.training.run_directory import RunDirectory, claim, write_atomically
+from research.training.run_directory import RunDirectory, claim
 from research.training.word_alignment import Text, WordAlignment
 
 TEXT, LINKS, GOLD = "text.json", "links.npz", "gold.json"

@@ -15,8 +15,7 @@ import logging
 import os
 import platform
 import sys
-import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -24,10 +23,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import jax
 from jax.experimental import multihost_utils
 
-from research.errors import UserError
+from research.data.object_store import refusal, unreachable
+from research.errors import LostError, UserError
 from research.scale import hosts
 from research.training.migrations import FORMAT
-from research.training.run_directory import RunDirectory, ranking, write_atomically
+from research.training.run_directory import RunDirectory, ranking
 
 if TYPE_CHECKING:
     import grain
@@ -35,9 +35,7 @@ if TYPE_CHECKING:
 
     from research.training.experiment import Checkpointing
 
-_MANIFEST = "manifest.json"
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "headway")
-_CHUNK = 1 << 22
 
 # What a disk may refuse; TensorStore passes it on as text.
 _DISK_ERRORS = tuple(
@@ -70,7 +68,7 @@ class Checkpoints:
     def __init__(self, directory: RunDirectory, policy: Checkpointing) -> None:
         self._directory = directory
         self._saving: int | None = None
-        self._manager = _manager(directory, policy, self._write_manifest)
+        self._manager = _manager(directory, policy, self._before_commit)
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -181,33 +179,25 @@ class Checkpoints:
     def _set_aside(self, step: int) -> None:
         """Moves a damaged checkpoint away: training will come to its step again and needs the name."""
         if self._directory.primary:
-            self._move_away(step)
+            self._directory.files.set_aside(step)
         _barrier()
         self._manager.reload()
 
-    def _move_away(self, step: int) -> None:
-        folder = self._directory.path / "damaged"
-        folder.mkdir(exist_ok=True)
-        names = (f"{step}" if not i else f"{step}-{i}" for i in range(1000))
-        target = next(folder / name for name in names if not (folder / name).exists())
-        (self._directory.checkpoints / str(step)).rename(target)
-
-    def _write_manifest(self) -> None:
-        """Called by Orbax, in its thread, when all is written but not yet committed (renamed)."""
-        name = str(self._saving)
-        folders = (self._directory.checkpoints / name, *self._directory.checkpoints.glob(f"{name}.*tmp*"))
-        folder = next(folder for folder in folders if folder.is_dir())
-        for _, path in _files(folder).values():
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
-        write_atomically(folder / _MANIFEST, json.dumps(dict(_fingerprints(folder)), indent=1))
+    def _before_commit(self) -> None:
+        """Called by Orbax, in its thread, when all is written but not yet committed."""
+        assert self._saving is not None
+        self._directory.publish()
+        self._directory.files.seal(self._saving)
 
     def _guard(self, action: Callable[[], Any]) -> None:
         """Turns errors of the disk into one line."""
         try:
             action()
         except Exception as error:
-            reason = _disk_error(error)
+            if self._directory.mirror and (lost := unreachable(error)):
+                place = f"step {self._saving} in {self._directory}"
+                raise LostError(f"cannot save {place}: the store cannot be reached ({lost})") from error
+            reason = refusal(error, self._directory) or _disk_error(error)
             if reason is None:
                 raise
             good = [step for step in self._directory.steps() if step != self._saving]
@@ -215,7 +205,7 @@ class Checkpoints:
                 f"the last good checkpoint is step {good[-1]}" if good else "there is no checkpoint before it"
             )
             raise UserError(
-                f"cannot save step {self._saving} in {self._directory.path}: {reason}; {last};"
+                f"cannot save step {self._saving} in {self._directory}: {reason}; {last};"
                 " make room and run the same command again"
             ) from error
 
@@ -247,11 +237,11 @@ def restore(
     _silence()
     folder = directory.checkpoints / str(step)
     if not verified and (flaw := damage(directory, step)):
-        raise UserError(f"checkpoint {step} of {directory.path} is damaged ({flaw})")
+        raise UserError(f"checkpoint {step} of {directory} is damaged ({flaw})")
     record = directory.checkpoint_record(step)
     if record["format"] > FORMAT:
         raise UserError(
-            f"checkpoint {step} of {directory.path} has format {record['format']}, written by headway"
+            f"checkpoint {step} of {directory} has format {record['format']}, written by headway"
             f" {record['versions'].get('headway')}: this version reads up to {FORMAT}, upgrade headway"
         )
     items: dict[str, ocp.args.CheckpointArgs] = {
@@ -264,13 +254,12 @@ def restore(
     position = next((folder / "batches").glob("process_0-of-*.json"), None)
     if batches is not None and position is None:
         raise UserError(
-            f"{directory.path} was imported or averaged, not trained: begin another run with --from"
-            f" {directory.path}"
+            f"{directory} was imported or averaged, not trained: begin another run with --from {directory}"
         )
     if misfit := _misfit(folder / "state", abstract_state):
-        raise UserError(f"checkpoint {step} of {directory.path} does not fit: {misfit}{_upgrades(record)}")
+        raise UserError(f"checkpoint {step} of {directory} does not fit: {misfit}{_upgrades(record)}")
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
-        restored = reader.restore(folder.absolute(), args=ocp.args.Composite(**items))
+        restored = reader.restore(folder, args=ocp.args.Composite(**items))
     if batches is not None and position is not None:
         # A batch is a record and a process reads its rows of each, so all of them were at the same place.
         batches.set_state(json.loads(position.read_text(encoding="utf-8")))
@@ -279,23 +268,7 @@ def restore(
 
 def damage(directory: RunDirectory, step: int) -> str | None:
     """Returns what is wrong with the files of a checkpoint; None if they are as they were written."""
-    folder = directory.checkpoints / str(step)
-    try:
-        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return f"{_MANIFEST} is missing"
-    except ValueError:
-        return f"{_MANIFEST} is not JSON"
-    found = {name: size for name, (size, _) in _files(folder).items()}
-    for name, (size, _) in manifest.items():
-        if name not in found:
-            return f"{name} is missing"
-        if found[name] != size:
-            return f"{name} has {found[name]} bytes instead of {size}"
-    for name, fingerprint in _fingerprints(folder):
-        if name in manifest and fingerprint != manifest[name]:
-            return f"{name} has been altered"
-    return None
+    return directory.files.damage(step)
 
 
 def versions() -> dict[str, str]:
@@ -330,27 +303,7 @@ def _manager(
         cleanup_tmp_directories=True,
         async_options=ocp.AsyncOptions(post_finalization_callback=committed),
     )
-    return ocp.CheckpointManager(directory.checkpoints.absolute(), options=options)
-
-
-def _files(folder: Path) -> dict[str, tuple[int, Path]]:
-    """Returns size and path of every file of a checkpoint, but for those written after the manifest."""
-    later = (_MANIFEST, f"{_MANIFEST}.tmp", "_CHECKPOINT_METADATA", "commit_success.txt")
-    return {
-        path.relative_to(folder).as_posix(): (path.stat().st_size, path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and not (path.parent == folder and path.name in later)
-    }
-
-
-def _fingerprints(folder: Path) -> Iterator[tuple[str, list[int]]]:
-    """Yields name, and size in bytes with CRC-32, of every file of a checkpoint."""
-    for name, (size, path) in _files(folder).items():
-        checksum = 0
-        with open(path, "rb") as file:
-            while chunk := file.read(_CHUNK):
-                checksum = zlib.crc32(chunk, checksum)
-        yield name, [size, checksum]
+    return ocp.CheckpointManager(directory.checkpoints, options=options)
 
 
 def _barrier() -> None:
@@ -364,7 +317,7 @@ def _misfit(folder: Path, abstract_state: Any) -> str | None:
     import orbax.checkpoint as ocp
 
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        there = _shapes(reader.metadata(folder.absolute()).item_metadata.tree)
+        there = _shapes(reader.metadata(folder).item_metadata.tree)
     for name, shape in _shapes(abstract_state).items():
         if name not in there:
             return f"it has no {name}"

@@ -22,10 +22,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from research.data.object_store import is_object
 from research.errors import UserError, nearest
 from research.training.experiment import Experiment
 from research.training.migrations import FORMAT, migrated
 from research.training.phrase_based import PhraseBased
+from research.training.run_directory import open_run
 from research.training.word_alignment import WordAlignment
 
 Described = TypeVar("Described")
@@ -179,6 +181,8 @@ def load_description(path: str | Path) -> Description:
     Raises:
       UserError: no such file, no ``experiment()`` in it, one that raises, or one that returns something else.
     """
+    if is_object(path):
+        path = open_run(path).experiment
     path = Path(path)
     if path.is_dir():
         if not (path / "experiment.json").is_file():

@@ -40,7 +40,7 @@ def evaluate(trained: Trained, path: str, *, report: Callable[[str], None]) -> d
     """
     data = trained.experiment.data
     if not isinstance(data, (TextData, MaskedText)):
-        raise UserError(f"{trained.directory.path} is not a run of a language model")
+        raise UserError(f"{trained.directory} is not a run of a language model")
     pairs = read_pairs(path)
     sentences = list(dict.fromkeys(text for pair in pairs for text in (pair.good, pair.bad)))
     report(f"scoring {len(pairs):,} pairs: {len(sentences):,} different sentences")
@@ -51,7 +51,7 @@ def evaluate(trained: Trained, path: str, *, report: Callable[[str], None]) -> d
     of = dict(zip(sentences, scores.tolist(), strict=True))
     good, bad = (np.array([of[getattr(pair, side)] for pair in pairs]) for side in ("good", "bad"))
     return {
-        "run": str(trained.directory.path),
+        "run": str(trained.directory),
         "step": trained.step,
         "pairs": len(pairs),
         "truncated": truncated,

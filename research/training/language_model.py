@@ -82,7 +82,7 @@ def evaluate(
     batches = prepared.valid_batches(**share(trained.functions.mesh))
     found = prepared.metrics(measure(trained.functions, trained.params, batches))
     return {
-        "run": str(trained.directory.path),
+        "run": str(trained.directory),
         "step": trained.step,
         "loss": found["loss"],
         "perplexity": math.exp(found["loss"]),

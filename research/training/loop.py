@@ -157,7 +157,7 @@ class _Loop:
             self.checkpoints.wait()
             cause = self.interrupt.received or "a signal to another process"
             raise StoppedError(
-                f"stopped by {cause} at step {self.step} of {last}; saved in {self.directory.path}:"
+                f"stopped by {cause} at step {self.step} of {last}; saved in {self.directory}:"
                 " the same command goes on from there"
             )
         if self.validation[0] != self.step or not self.validation[1]:
@@ -278,8 +278,8 @@ class _Loop:
                 "window": self.window.to_json(),
                 "seconds": self._seconds(),
             }
-            self.checkpoints.save(self.step, self.state, self.batches, record, validation)
             self.writer.flush()
+            self.checkpoints.save(self.step, self.state, self.batches, record, validation)
             self.saved = self.step
         self.watchdog.alive(f"taking step {self.step + 1}")
 

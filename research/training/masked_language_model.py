@@ -77,7 +77,7 @@ def evaluate(
         prepared = data.prepare(vocabulary=vocabulary, tokenizer=tokenizer, report=report)
     sums = measure(trained.functions, trained.params, prepared.valid_batches(**share(trained.functions.mesh)))
     return {
-        "run": str(trained.directory.path),
+        "run": str(trained.directory),
         "step": trained.step,
         **prepared.metrics(sums),
         "gaps": int(sums["weight"]),
@@ -116,7 +116,7 @@ def fill(trained: Trained, text: str, *, top: int = 5) -> list[list[Candidate]]:
     """
     model, tokenizer = trained.experiment.model, trained.tokenizer
     if not isinstance(model, BERT) or not isinstance(trained.experiment.data, MaskedText):
-        raise UserError(f"fill: {trained.directory.path} is not a run of a masked language model")
+        raise UserError(f"fill: {trained.directory} is not a run of a masked language model")
     name = tokenizer.mask_name
     parts = [part.rstrip() for part in text.strip().split(name)]  # a space before a word may be its token's
     if len(parts) == 1:

@@ -10,8 +10,9 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from research.data.replacing import write_atomically
 from research.errors import UserError
-from research.training.run_directory import RunDirectory, write_atomically
+from research.training.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from tensorboardX.event_file_writer import EventsWriter
@@ -138,9 +139,7 @@ class MetricsWriter:
         try:
             yield
         except OSError as error:
-            raise UserError(
-                f"cannot write the metrics of {self._directory.path}: {error.strerror}"
-            ) from error
+            raise UserError(f"cannot write the metrics of {self._directory}: {error.strerror}") from error
 
 
 def _event(step: int, metrics: Mapping[str, float]) -> Event:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from research.data.parallel import Pair, text_record, words_of
-from research.data.replacing import replacing
+from research.data.replacing import replacing, write_atomically
 from research.errors import UserError
 from research.statistical.aligner import align
 from research.statistical.arpa import read_arpa, write_arpa
@@ -38,7 +38,7 @@ from research.training.interrupt import stoppable
 from research.training.kept_iterations import KeptIterations
 from research.training.metrics import MetricsWriter
 from research.training.phrase_based import NgramLanguageModel, PhraseBased
-from research.training.run_directory import RunDirectory, claim, write_atomically
+from research.training.run_directory import RunDirectory, claim
 
 ALIGNMENT, PHRASES, TUNING, WEIGHTS = "alignment.txt", "phrases.parquet", "tuning.npz", "weights.json"
 LANGUAGE_MODEL, BINARY = "lm.arpa", "lm.binary"

@@ -41,7 +41,7 @@ def evaluate(trained: Trained, *, report: Callable[[str], None]) -> dict[str, An
         measure(trained.functions, trained.params, prepared.valid_batches(**share(trained.functions.mesh)))
     )
     return {
-        "run": str(trained.directory.path),
+        "run": str(trained.directory),
         "step": trained.step,
         **found,
         "baselines": dict(prepared.baselines),

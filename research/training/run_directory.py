@@ -7,27 +7,36 @@
     events/           TensorBoard event files
     lock              held (flock) by the process that trains
 
+A run directory may lie in a bucket (gs://bucket/name): its checkpoints are written there, and all the rest by
+way of a copy on this machine (`Mirror`).
+
 Nothing here imports JAX, so looking into a run is quick.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import dataclasses
 import fcntl
 import json
 import math
 import os
-import re
+import shutil
 import socket
+import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from research.data.cache import cache_directory, content_hash
 from research.data.files import read_json
-from research.data.replacing import replacing
+from research.data.object_store import check_bucket, is_object, located
+from research.data.replacing import write_atomically
 from research.errors import UserError
+from research.training.checkpoint_files import CheckpointFiles, files_of
 from research.training.migrations import FORMAT, migrated
+from research.training.mirror import Mirror
 
 # Fields in which a resumed run may differ from the one that was started: how long it trains, what it writes
 # down, and which devices it runs on. Anything else would make it a different experiment.
@@ -39,9 +48,19 @@ class RunDirectory:
     """Paths of a run."""
 
     path: Path
-    """The directory itself."""
+    """The directory itself; of a run in a bucket, the copy of its small files on this machine."""
     primary: bool = True
     """Whether this process is the one of the run's processes that writes (but for checkpoints: all do)."""
+    mirror: Mirror | None = None
+    """What copies from and to the bucket; None: the run does not lie in one."""
+
+    def __str__(self) -> str:
+        return str(self.place)
+
+    @property
+    def place(self) -> Path:
+        """Where the run lies: the directory, or gs://bucket/name."""
+        return self.mirror.place if self.mirror else self.path
 
     @property
     def experiment(self) -> Path:
@@ -55,8 +74,13 @@ class RunDirectory:
 
     @property
     def checkpoints(self) -> Path:
-        """Directory of checkpoints."""
-        return self.path / "checkpoints"
+        """Directory of checkpoints, absolute as Orbax wants it."""
+        return self.place / "checkpoints" if self.mirror else self.path.absolute() / "checkpoints"
+
+    @property
+    def files(self) -> CheckpointFiles:
+        """The files of the checkpoints."""
+        return files_of(self.checkpoints)
 
     @property
     def events(self) -> Path:
@@ -78,15 +102,13 @@ class RunDirectory:
 
     def steps(self) -> list[int]:
         """Returns the steps that have a checkpoint, ascending."""
-        if not self.checkpoints.is_dir():
-            return []
-        return sorted(int(entry.name) for entry in self.checkpoints.iterdir() if entry.name.isdecimal())
+        return self.files.steps()
 
     def newest(self) -> int:
         """Returns the step of the newest checkpoint; ``UserError`` if there is none."""
         steps = self.steps()
         if not steps:
-            raise UserError(f"{self.path} has no checkpoint yet: nothing was saved before the run stopped")
+            raise UserError(f"{self} has no checkpoint yet: nothing was saved before the run stopped")
         return steps[-1]
 
     def best(self) -> int:
@@ -104,9 +126,7 @@ class RunDirectory:
         steps = self.steps()
         if not str(which).isdecimal() or int(which) not in steps:
             have = ", ".join(map(str, steps)) or "none"
-            raise UserError(
-                f"{self.path} has no checkpoint {which!r}: choose newest, best or a step ({have})"
-            )
+            raise UserError(f"{self} has no checkpoint {which!r}: choose newest, best or a step ({have})")
         return int(which)
 
     def checkpoint_metrics(self, step: int) -> dict[str, float]:
@@ -117,6 +137,11 @@ class RunDirectory:
     def checkpoint_record(self, step: int) -> dict[str, Any]:
         """Returns what was saved beside the arrays: format, step, experiment, versions of the packages."""
         return read_json(self.checkpoints / str(step) / "record" / "metadata")
+
+    def publish(self) -> None:
+        """Copies what has changed to the bucket, where the run lies in one; ``UserError`` if that refuses."""
+        if self.mirror:
+            self.mirror.publish()
 
     def rows(self) -> list[dict[str, Any]]:
         """Returns the lines of metrics.jsonl; a line cut off by a crash is left out."""
@@ -134,7 +159,7 @@ class RunDirectory:
                 write_atomically(file, text)
             elif file.read_text(encoding="utf-8") != text:
                 raise UserError(
-                    f"the data of {self.path} has changed since the run began: its {name} is not the one"
+                    f"the data of {self} has changed since the run began: its {name} is not the one"
                     " made now; choose another --workdir"
                 )
 
@@ -150,27 +175,33 @@ def higher_is_better(metric: str) -> bool:
     return "accuracy" in metric or "bleu" in metric or metric.startswith("test/")
 
 
-def run_path(path: Path | str) -> Path:
-    """Returns the path of a run directory; ``UserError`` if it is that of a bucket, such as gs://bucket/run.
+def is_run(path: Path | str) -> bool:
+    """Returns whether there is a directory; of a bucket always True, for opening it will tell."""
+    return is_object(path) or Path(path).is_dir()
 
-    A run is locked, appended to and renamed: what a file system does and an object store does not.
-    """
-    if found := re.match(r"([a-z][a-z0-9+]+):/+([^/]+)", str(path)):
-        bucket = found.group(2)
+
+def on_disk(path: Path | str) -> Path:
+    """Returns the path of a run directory that must lie in a file system; ``UserError`` if it does not."""
+    place = located(path)
+    if is_object(place):
         raise UserError(
-            f"{path}: a run directory lies in a file system; mount the bucket (gcsfuse --implicit-dirs"
-            f" {bucket} /mnt/{bucket}) and name the directory there"
+            f"{place}: only networks are trained in a bucket; write to a DIRECTORY here, and copy it with:"
+            f" gcloud storage cp --recursive DIRECTORY {place}"
         )
     return Path(path)
 
 
 def open_run(path: Path | str) -> RunDirectory:
     """Returns a run directory for reading; ``UserError`` if there is none at that path."""
-    directory = RunDirectory(run_path(path))
-    if not directory.path.is_dir():
-        raise UserError(f"no run directory at {directory.path}")
+    directory = RunDirectory(Path(path))
+    if is_object(place := located(path)):
+        mirror = Mirror(_scratch(), place)
+        mirror.fetch()
+        directory = RunDirectory(mirror.local, mirror=mirror)
+    elif not directory.path.is_dir():
+        raise UserError(f"no run directory at {directory}")
     if not directory.experiment.exists():
-        raise UserError(f"{directory.path} is not a run directory: it has no experiment.json")
+        raise UserError(f"{directory} is not a run directory: it has no experiment.json")
     return directory
 
 
@@ -190,8 +221,12 @@ def claim(path: Path | str, description: dict[str, Any], *, primary: bool = True
       UserError: the directory is in use, was made by another experiment, is something else altogether, or
         cannot be written.
     """
-    directory = RunDirectory(run_path(path), primary)
+    directory = _directory(path, primary)
+    stored = json.dumps({"format": FORMAT, **description}, indent=2) + "\n"
     if not primary:
+        if directory.mirror:
+            directory.mirror.fetch()
+            write_atomically(directory.experiment, stored)
         yield directory
         return
     with contextlib.ExitStack() as stack:
@@ -200,20 +235,41 @@ def claim(path: Path | str, description: dict[str, Any], *, primary: bool = True
             _refuse_foreign(directory)
             lock = stack.enter_context(open(directory.lock, "a+", encoding="utf-8"))
             _acquire(lock, directory)
+            if directory.mirror:
+                directory.mirror.fetch()
             _check_same_experiment(directory, description)
-            directory.checkpoints.mkdir(exist_ok=True)
+            if not directory.mirror:
+                directory.checkpoints.mkdir(exist_ok=True)
             directory.events.mkdir(exist_ok=True)
-            stored = {"format": FORMAT, **description}
-            write_atomically(directory.experiment, json.dumps(stored, indent=2) + "\n")
+            write_atomically(directory.experiment, stored)
         except OSError as error:
-            raise UserError(f"cannot use {directory.path} as run directory: {error.strerror}") from error
-        yield directory
+            raise UserError(f"cannot use {directory} as run directory: {error.strerror}") from error
+        directory.publish()
+        try:
+            yield directory
+        except Exception:
+            with contextlib.suppress(UserError):
+                directory.publish()
+            raise
+        directory.publish()
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a text file so that a reader, or a crash, finds the old content or the new, never a part."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+def _directory(path: Path | str, primary: bool) -> RunDirectory:
+    """Returns a run directory for training; ``UserError`` if its bucket cannot be used."""
+    place = located(path)
+    if not is_object(place):
+        return RunDirectory(Path(path), primary)
+    check_bucket(place)
+    # In one place of the machine, so that the lock there keeps out a second process.
+    local = cache_directory() / "runs" / content_hash(str(place)) if primary else _scratch()
+    return RunDirectory(local, primary, Mirror(local, place))
+
+
+def _scratch() -> Path:
+    """Returns a new directory that lasts as long as the process."""
+    made = tempfile.mkdtemp(prefix="headway-")
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    return Path(made)
 
 
 def _acquire(lock: TextIO, directory: RunDirectory) -> None:
@@ -224,7 +280,7 @@ def _acquire(lock: TextIO, directory: RunDirectory) -> None:
         lock.seek(0)
         holder = lock.read().strip() or "another process"
         raise UserError(
-            f"run directory {directory.path} is in use by {holder}; wait for it or choose another --workdir"
+            f"run directory {directory} is in use by {holder}; wait for it or choose another --workdir"
         ) from None
     lock.truncate(0)
     lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
@@ -233,13 +289,15 @@ def _acquire(lock: TextIO, directory: RunDirectory) -> None:
 
 def _refuse_foreign(directory: RunDirectory) -> None:
     """Refuses a directory with files in it that no run has put there."""
-    if directory.experiment.exists():
+    mirror = directory.mirror
+    names = mirror.names() if mirror else [entry.name for entry in directory.path.iterdir()]
+    if directory.experiment.name in names:
         return
     own = {"lock", "experiment.json.tmp", "checkpoints", "events", "tokenizer.json"}
-    foreign = sorted(entry.name for entry in directory.path.iterdir() if entry.name not in own)
+    foreign = sorted(set(names) - own)
     if foreign:
         raise UserError(
-            f"{directory.path} is not empty and not a run directory (it has {foreign[0]}); choose another"
+            f"{directory} is not empty and not a run directory (it has {foreign[0]}); choose another"
             " --workdir"
         )
 
@@ -260,7 +318,7 @@ def _check_same_experiment(directory: RunDirectory, description: dict[str, Any])
     if differing:
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
         raise UserError(
-            f"{directory.path} was made by a different experiment: {', '.join(differing[:3])}{more};"
+            f"{directory} was made by a different experiment: {', '.join(differing[:3])}{more};"
             " choose another --workdir"
         )
 

@@ -98,7 +98,7 @@ def run_summary(run: RunDirectory, params: Mapping[str, Any], step: int) -> dict
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         norm = float(np.linalg.norm(np.asarray(leaf, np.float32).ravel()))
         norms[path_name(path)] = {"norm": norm, "rms": norm / math.sqrt(leaf.size)}
-    return {"run": str(run.path), "step": step, "checkpoints": run.steps(), "metrics": last, "norms": norms}
+    return {"run": str(run), "step": step, "checkpoints": run.steps(), "metrics": last, "norms": norms}
 
 
 def text(found: Mapping[str, Any]) -> str:

@@ -80,7 +80,7 @@ def translator_of(
     if isinstance(run, TrainedPhrases):
         if ensemble or replace_unknown or drawn:
             what = "it copies unknown words in any case" if replace_unknown else "this is for networks"
-            raise UserError(f"{run.directory.path} is phrase-based: {what}")
+            raise UserError(f"{run.directory} is phrase-based: {what}")
         return run.translator(candidates)
     members = [run, *(_member(other, run) for other in ensemble)]
     if replace_unknown:
@@ -117,9 +117,9 @@ def _source_tokenizer(run: Trained) -> Tokenizer:
 
 def _member(other: TranslationRun, run: Trained) -> Trained:
     """Returns a run that can translate as one with another; UserError if it cannot."""
-    names = f"{other.directory.path} and {run.directory.path}"
+    names = f"{other.directory} and {run.directory}"
     if isinstance(other, TrainedPhrases):
-        raise UserError(f"{other.directory.path} is phrase-based: an ensemble is of networks")
+        raise UserError(f"{other.directory} is phrase-based: an ensemble is of networks")
     data = (_bitext(other), _bitext(run))
     languages = [(part.source_language, part.target_language) for part in data]
     if languages[0] != languages[1]:
@@ -133,10 +133,10 @@ def _member(other: TranslationRun, run: Trained) -> Trained:
 
 def _check_unknown(run: Trained, members: Sequence[Trained]) -> None:
     if run.tokenizer.unknown is None:
-        raise UserError(f"{run.directory.path} has no unknown words: its tokenizer can express any text")
+        raise UserError(f"{run.directory} has no unknown words: its tokenizer can express any text")
     blind = [one for one in members if not tells(one.experiment.model)]
     if blind:
-        raise UserError(f"{blind[0].directory.path} has no attention that says where an unknown word is from")
+        raise UserError(f"{blind[0].directory} has no attention that says where an unknown word is from")
 
 
 def aligner_of(run: TranslationRun, layer: int | None = None) -> SoftAligner:
@@ -150,11 +150,11 @@ def aligner_of(run: TranslationRun, layer: int | None = None) -> SoftAligner:
       UserError: the run has no attention to the source, or no such layer.
     """
     if isinstance(run, TrainedPhrases) or not tells(run.experiment.model):
-        raise UserError(f"{run.directory.path} has no attention to its source: nothing tells its alignment")
+        raise UserError(f"{run.directory} has no attention to its source: nothing tells its alignment")
     model = _network(run.experiment.model)
     layers = model.decoder_depth if isinstance(model, Transformer) else 1
     if layer is not None and not 0 <= layer < layers:
-        raise UserError(f"--layer {layer}: {run.directory.path} has the layers 0 to {layers - 1}")
+        raise UserError(f"--layer {layer}: {run.directory} has the layers 0 to {layers - 1}")
     tokenizers = (_source_tokenizer(run), run.tokenizer)
     decoder = model.decoder(ALIGNING if layer is None else layer)
     return SoftAligner(decoder, run.params, tokenizers, context=model.context)
@@ -259,7 +259,7 @@ def evaluate(
             report(f"{split} is not scored on raw text: {error}")
         else:
             splits[split] |= {} if on_raw is None else {"raw": on_raw}
-    return {"run": str(trained.directory.path), "step": trained.step, "splits": splits}
+    return {"run": str(trained.directory), "step": trained.step, "splits": splits}
 
 
 def raw_scores(data: ParallelText, split: str, hypotheses: Sequence[str]) -> dict[str, dict[str, Any]] | None:

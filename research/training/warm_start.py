@@ -58,9 +58,9 @@ def started_from(experiment: Experiment, run: str) -> Experiment:
         )
     data = experiment.data
     if any(field.name == "tokenizer" for field in dataclasses.fields(data)):
-        changed: Any = {"tokenizer": str(directory.path / "tokenizer.json")}
+        changed: Any = {"tokenizer": str(directory.place / "tokenizer.json")}
         if (directory.path / SOURCE_TOKENIZER).exists() and isinstance(data, Bitext):
-            changed["source_tokenizer"] = str(directory.path / SOURCE_TOKENIZER)
+            changed["source_tokenizer"] = str(directory.place / SOURCE_TOKENIZER)
         data = dataclasses.replace(data, **changed)
     initial = dataclasses.replace(experiment.initial or WarmStart(), run=str(run))
     return dataclasses.replace(experiment, model=model, data=data, initial=initial)

@@ -124,7 +124,10 @@ def test_the_manifest_of_gke_is_a_job_set_of_the_slices_hosts(capfd):
     assert container["resources"] == {"limits": {"google.com/tpu": 4}}
     assert shlex.split(container["args"][0]) == [
         *("exec", "headway", "train", "/headway/experiments/gpt/quickstart.py"),
-        *("--workdir", "/bucket/runs/gpt-quickstart", "--steps", "7"),
+        *("--workdir", "gs://runs-of-mine/runs/gpt-quickstart", "--steps", "7"),
+    ]
+    assert container["env"] == [
+        {"name": "JAX_COMPILATION_CACHE_DIR", "value": "gs://runs-of-mine/compilation-cache"}
     ]
     [rule] = spec["podFailurePolicy"]["rules"]
     assert rule["onExitCodes"]["containerName"] == container["name"]
@@ -265,14 +268,14 @@ def test_a_slice_is_obtained_set_up_used_and_given_back(capfd, tmp_path, monkeyp
     (tmp_path / "codes").write_text(codes.replace(" ", "\n") + "\n")
     for name, script in (("gcloud", GCLOUD), ("headway", HEADWAY)):
         fake(tmp_path, name, script)
-    for name in ("uv", "gcsfuse", "mountpoint", "curl", "sleep"):
+    for name in ("uv", "curl", "sleep"):
         fake(tmp_path, name, "true\n")
-    arguments = (QUICKSTART, *NEEDED["tpu-vm"], "--workdir", "../bucket/a b")
+    arguments = (QUICKSTART, *NEEDED["tpu-vm"], "--workdir", "gs://runs/a b")
     assert start("tpu-vm", *arguments, path=f"{tmp_path}:{os.environ['PATH']}") == expected
     found = [line.split()[1] for line in (tmp_path / "calls").read_text().splitlines()]
     assert [call for call in found if call != "describe"] == calls
     trained = (tmp_path / "trained").read_text().splitlines()
-    assert trained == ["train|experiments/gpt/quickstart.py|--workdir|../bucket/a b|"] * len(codes.split())
+    assert trained == ["train|experiments/gpt/quickstart.py|--workdir|gs://runs/a b|"] * len(codes.split())
     assert (tmp_path / "home" / "headway" / QUICKSTART).exists()  # the tree as it is here
     assert ("The slice is kept" in capfd.readouterr().err) == (expected == 2)
 
