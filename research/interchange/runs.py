@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from research.models.transformer import Transformer
 from research.objectives.classification import Classification
 from research.objectives.masked_lm import MaskedLM
 from research.objectives.translation import Translation
+from research.training.arrays import Part, placed
 from research.training.checkpoint import Checkpoints
 from research.training.description import to_json
 from research.training.experiment import Checkpointing, Experiment
@@ -214,16 +215,24 @@ def _cover(family: Family, tensors: Tensors, there: dict[str, str], wanted: set[
 
 
 def _read(abstract: Any, table: dict[str, Slot], tensors: Tensors, there: dict[str, str]) -> Any:
-    """Returns the parameters, each read onto its devices before the next."""
+    """Returns the parameters, each read onto its devices before the next, tensor by tensor."""
 
     def parameter(path: Any, leaf: Any) -> jax.Array:
         name = path_name(path)
         if name not in table:
             raise UserError(f"no tensor is known for the parameter {name}")
+
+        def fill(parts: Sequence[Part]) -> None:
+            for layer, value in table[name].read(lambda tensor: tensors[there[tensor]], leaf.shape):
+                for region, memory in parts:
+                    if layer is None:
+                        memory[...] = value[region]
+                    elif region[0].start <= layer < region[0].stop:
+                        memory[layer - region[0].start] = value[region[1:]]
+
         try:
-            value = table[name].read(lambda tensor: tensors[there[tensor]], leaf.shape)
+            return placed(leaf, fill)
         except ValueError as error:
             raise UserError(f"a tensor does not fit config.json: {error}") from None
-        return jax.device_put(value.astype(leaf.dtype, copy=False), leaf.sharding)
 
     return jax.tree.map_with_path(parameter, abstract)

@@ -2,11 +2,12 @@
 
 A checkpoint holds the state, the data iterator's state, a record (format, experiment, versions of the
 packages, the loop's own counters) and, where the step was evaluated, its validation metrics. Beside them lies
-a manifest of sizes and checksums: what a crash of the machine truncated is found out before it is restored.
+a manifest of sizes and checksums: what a crash of the machine truncated is found out when it is restored.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import importlib.metadata
@@ -15,8 +16,7 @@ import logging
 import os
 import platform
 import sys
-import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -26,8 +26,10 @@ from jax.experimental import multihost_utils
 
 from research.errors import UserError
 from research.scale import hosts
+from research.training.arrays import read_arrays
+from research.training.manifest import damage, watched, write_manifest
 from research.training.migrations import FORMAT
-from research.training.run_directory import RunDirectory, ranking, write_atomically
+from research.training.run_directory import RunDirectory, ranking
 
 if TYPE_CHECKING:
     import grain
@@ -35,9 +37,7 @@ if TYPE_CHECKING:
 
     from research.training.experiment import Checkpointing
 
-_MANIFEST = "manifest.json"
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "headway")
-_CHUNK = 1 << 22
 
 # What a disk may refuse; TensorStore passes it on as text.
 _DISK_ERRORS = tuple(
@@ -197,10 +197,7 @@ class Checkpoints:
         name = str(self._saving)
         folders = (self._directory.checkpoints / name, *self._directory.checkpoints.glob(f"{name}.*tmp*"))
         folder = next(folder for folder in folders if folder.is_dir())
-        for _, path in _files(folder).values():
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
-        write_atomically(folder / _MANIFEST, json.dumps(dict(_fingerprints(folder)), indent=1))
+        write_manifest(folder)
 
     def _guard(self, action: Callable[[], Any]) -> None:
         """Turns errors of the disk into one line."""
@@ -242,60 +239,32 @@ def restore(
       UserError: the checkpoint is damaged, is of a newer format, does not fit ``abstract_state``, or is of no
         training that could be gone on with (when ``batches`` is to be set).
     """
-    import orbax.checkpoint as ocp
-
     _silence()
-    folder = directory.checkpoints / str(step)
-    if not verified and (flaw := damage(directory, step)):
-        raise UserError(f"checkpoint {step} of {directory.path} is damaged ({flaw})")
+    position = next((directory.checkpoints / str(step) / "batches").glob("process_0-of-*.json"), None)
+    with contextlib.nullcontext() if verified else watched(directory, step):
+        if batches is not None and position is None:
+            raise UserError(
+                f"{directory.path} was imported or averaged, not trained: begin another run with --from"
+                f" {directory.path}"
+            )
+        restored = _restored(directory, abstract_state, step)
+    if batches is not None and position is not None:
+        # A batch is a record and a process reads its rows of each, so all of them were at the same place.
+        batches.set_state(json.loads(position.read_text(encoding="utf-8")))
+    return restored
+
+
+def _restored(directory: RunDirectory, abstract_state: Any, step: int) -> Restored:
     record = directory.checkpoint_record(step)
     if record["format"] > FORMAT:
         raise UserError(
             f"checkpoint {step} of {directory.path} has format {record['format']}, written by headway"
             f" {record['versions'].get('headway')}: this version reads up to {FORMAT}, upgrade headway"
         )
-    items: dict[str, ocp.args.CheckpointArgs] = {
-        "state": ocp.args.PyTreeRestore(
-            abstract_state,
-            restore_args=ocp.checkpoint_utils.construct_restore_args(abstract_state),
-            partial_restore=True,
-        )
-    }
-    position = next((folder / "batches").glob("process_0-of-*.json"), None)
-    if batches is not None and position is None:
-        raise UserError(
-            f"{directory.path} was imported or averaged, not trained: begin another run with --from"
-            f" {directory.path}"
-        )
-    if misfit := _misfit(folder / "state", abstract_state):
+    folder = directory.checkpoints / str(step) / "state"
+    if misfit := _misfit(folder, abstract_state):
         raise UserError(f"checkpoint {step} of {directory.path} does not fit: {misfit}{_upgrades(record)}")
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
-        restored = reader.restore(folder.absolute(), args=ocp.args.Composite(**items))
-    if batches is not None and position is not None:
-        # A batch is a record and a process reads its rows of each, so all of them were at the same place.
-        batches.set_state(json.loads(position.read_text(encoding="utf-8")))
-    return Restored(step, restored["state"], record)
-
-
-def damage(directory: RunDirectory, step: int) -> str | None:
-    """Returns what is wrong with the files of a checkpoint; None if they are as they were written."""
-    folder = directory.checkpoints / str(step)
-    try:
-        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return f"{_MANIFEST} is missing"
-    except ValueError:
-        return f"{_MANIFEST} is not JSON"
-    found = {name: size for name, (size, _) in _files(folder).items()}
-    for name, (size, _) in manifest.items():
-        if name not in found:
-            return f"{name} is missing"
-        if found[name] != size:
-            return f"{name} has {found[name]} bytes instead of {size}"
-    for name, fingerprint in _fingerprints(folder):
-        if name in manifest and fingerprint != manifest[name]:
-            return f"{name} has been altered"
-    return None
+    return Restored(step, read_arrays(folder, abstract_state), record)
 
 
 def versions() -> dict[str, str]:
@@ -312,6 +281,7 @@ def versions() -> dict[str, str]:
 def _manager(
     directory: RunDirectory, policy: Checkpointing, committed: Callable[[], None]
 ) -> ocp.CheckpointManager:
+    import grain
     import orbax.checkpoint as ocp
 
     _silence()
@@ -330,27 +300,12 @@ def _manager(
         cleanup_tmp_directories=True,
         async_options=ocp.AsyncOptions(post_finalization_callback=committed),
     )
-    return ocp.CheckpointManager(directory.checkpoints.absolute(), options=options)
-
-
-def _files(folder: Path) -> dict[str, tuple[int, Path]]:
-    """Returns size and path of every file of a checkpoint, but for those written after the manifest."""
-    later = (_MANIFEST, f"{_MANIFEST}.tmp", "_CHECKPOINT_METADATA", "commit_success.txt")
-    return {
-        path.relative_to(folder).as_posix(): (path.stat().st_size, path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and not (path.parent == folder and path.name in later)
+    handlers = {
+        "state": ocp.PyTreeCheckpointHandler(use_compression=False),
+        "record": ocp.JsonCheckpointHandler(),
+        "batches": grain.checkpoint.CheckpointHandler(),
     }
-
-
-def _fingerprints(folder: Path) -> Iterator[tuple[str, list[int]]]:
-    """Yields name, and size in bytes with CRC-32, of every file of a checkpoint."""
-    for name, (size, path) in _files(folder).items():
-        checksum = 0
-        with open(path, "rb") as file:
-            while chunk := file.read(_CHUNK):
-                checksum = zlib.crc32(chunk, checksum)
-        yield name, [size, checksum]
+    return ocp.CheckpointManager(directory.checkpoints.absolute(), options=options, item_handlers=handlers)
 
 
 def _barrier() -> None:
