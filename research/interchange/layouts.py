@@ -117,8 +117,9 @@ def slots(layout: tuple[Row | Layers, ...]) -> dict[str, Slot]:
             continue
         for row in item.rows:
             path = f"{item.path}/{row.ours}"
-            names = tuple((row, row.theirs.format(layer=number)) for number in item.numbers)
-            found[path] = Slot(path, names, True)
+            numbered = (row.theirs.format(layer=number) for number in item.numbers)
+            rows = tuple((dataclasses.replace(row, theirs=name), name) for name in numbered)
+            found[path] = Slot(path, rows, True)
     return found
 
 

@@ -64,22 +64,22 @@ def import_run(
     refuse_run(out)
     config = _config(source)
     family = families.of_config(config)
-    with Tensors(source, allow_pickle=allow_pickle) as tensors:
-        there = _names(family, tensors.names())
-        model = _described(family, config, there)
-        tokenizer = _tokenizer(source, family, model.vocabulary)
-        table = slots(family.layout(model))
-        wanted = {name for slot in table.values() for _, name in slot.rows}
-        unused = _cover(family, tensors, there, wanted)
-        dtype = str(tensors[there[min(wanted)]].dtype)
-        if dtype == "bfloat16":
-            model = _in_bfloat16(model)
-        experiment = _experiment(out.name, model, config, tokenizer)
-        validate(experiment)
-        report(f"reading {len(wanted)} tensors of {source}")
-        if unused:
-            report(f"not used: {', '.join(unused)}")
-        params = _read(functions(experiment).abstract_state.params, table, tensors, there)
+    tensors = Tensors(source, allow_pickle=allow_pickle)
+    there = _names(family, tensors.names())
+    model = _described(family, config, there)
+    tokenizer = _tokenizer(source, family, model.vocabulary)
+    table = slots(family.layout(model))
+    wanted = {name for slot in table.values() for _, name in slot.rows}
+    unused = _cover(family, tensors, there, wanted)
+    dtype = str(tensors[there[min(wanted)]].dtype)
+    if dtype == "bfloat16":
+        model = _in_bfloat16(model)
+    experiment = _experiment(out.name, model, config, tokenizer)
+    validate(experiment)
+    report(f"reading {len(wanted)} tensors of {source}")
+    if unused:
+        report(f"not used: {', '.join(unused)}")
+    params = _read(functions(experiment).abstract_state.params, table, tensors, there)
     origin = {"source": str(source), "model_type": family.model_type, "dtype": dtype}
     report(f"writing {out}")
     files = {Tokenizer.FILE: tokenizer.to_json(), ORIGIN: json.dumps(origin)}
@@ -158,8 +158,8 @@ def make_run(out: Path, experiment: Experiment, files: Mapping[str, str], params
 def _config(source: Path) -> dict[str, Any]:
     file = source / "config.json" if source.is_dir() else source.with_name("config.json")
     if not file.is_file():
-        with Tensors(source):  # which says what is wrong with the place, if anything
-            raise UserError(f"{file} is missing: it says what the tensors are")
+        Tensors(source)  # which says what is wrong with the place, if anything
+        raise UserError(f"{file} is missing: it says what the tensors are")
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
