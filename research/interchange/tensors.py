@@ -217,7 +217,7 @@ def _write_file(file: Path, tensors: Mapping[str, Planned], metadata: Mapping[st
         out.write(struct.pack("<Q", len(text)))
         out.write(text)
         for tensor in tensors.values():
-            left = memoryview(tensor.array().reshape(-1).view(np.uint8))
+            left = tensor.array().reshape(-1).view(np.uint8).data
             while left:  # Linux writes 2 GiB at once, at most
                 left = left[out.write(left) :]
 
