@@ -3,10 +3,11 @@
     python experiments/benchmarks/interchange.py --model gpt2-1558m --json interchange.json
 
 Needs the extra "peers". A checkpoint of random weights in the shape of the model is written once by
-`transformers`. Import, our load of the imported run, export, and `from_pretrained` (of the checkpoint, with
-every weight read) then run in processes of their own, by turns, and each tells its wall-clock seconds after
-its imports, and its peak resident memory above what it had then. Medians over the rounds. Run it on a
-machine with nothing else to do.
+`transformers`. Import, our load of the imported run, export, `from_pretrained` (of the checkpoint, with every
+weight read), and that with `save_pretrained` then run in processes of their own, by turns, and each tells its
+wall-clock seconds after its imports, and its peak resident memory (mapped pages of files count) above
+what it had then. What is read has been read before, or, with --cold, is not in the page cache. Medians over
+the rounds. Run it on a machine with nothing else to do.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -58,6 +60,8 @@ def resident(which: str) -> int:
 
 def import_(place: Path) -> Callable[[], None]:
     """Imports the checkpoint into a run."""
+    import orbax.checkpoint  # noqa: F401  # as the others' libraries, before the time begins
+
     from research.interchange.runs import import_run
 
     out = Path(tempfile.mkdtemp(dir=place)) / "run"
@@ -71,14 +75,18 @@ def import_(place: Path) -> Callable[[], None]:
 def load(place: Path) -> Callable[[], None]:
     """Loads the imported run."""
     import jax
+    import orbax.checkpoint  # noqa: F401
 
     import research
+    import research.training.trained
 
     return lambda: jax.block_until_ready(research.load(place / "run").params)
 
 
 def export(place: Path) -> Callable[[], None]:
     """Loads the imported run and exports it."""
+    import orbax.checkpoint  # noqa: F401
+
     import research
     from research.interchange.export import export_run
 
@@ -98,7 +106,41 @@ def theirs(place: Path) -> Callable[[], None]:
     return work
 
 
-WORK = {"import": import_, "load": load, "export": export, "transformers load": theirs}
+def theirs_saved(place: Path) -> Callable[[], None]:
+    """Loads the checkpoint with `transformers`, and saves it."""
+    import torch
+    import transformers
+
+    out = tempfile.mkdtemp(dir=place)
+
+    def work() -> None:
+        model = transformers.GPT2LMHeadModel.from_pretrained(place / "checkpoint", dtype=torch.float32)
+        model.save_pretrained(out)
+
+    return work
+
+
+WORK = {
+    "import": import_,
+    "load": load,
+    "export": export,
+    "transformers load": theirs,
+    "transformers load and save": theirs_saved,
+}
+
+
+def known(place: Path, cold: bool) -> None:
+    """Reads all large files of the checkpoint and the run, or puts them out of the page cache."""
+    for path in (*(place / "checkpoint").rglob("*"), *(place / "run").rglob("*")):
+        if not path.is_file():
+            continue
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+            if cold:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            else:
+                while file.read(1 << 24):
+                    pass
 
 
 def child(name: str, place: Path) -> None:
@@ -122,26 +164,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=MODELS, default="tiny")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--cold", action="store_true", help="put what is read out of the page cache first")
     parser.add_argument("--json", help="file to write the results to")
     parser.add_argument("--child", choices=WORK, help=argparse.SUPPRESS)
-    parser.add_argument("--place", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--place", type=Path, help="directory to keep the checkpoint and the run in")
     options = parser.parse_args()
     if options.child:
         child(options.child, options.place)
         return
     with tempfile.TemporaryDirectory() as name:
-        place = Path(name)
-        prepare(options.model, place)
+        place = options.place or Path(name)
+        if not (place / "run").exists():
+            prepare(options.model, place)
         size = (place / "checkpoint" / "model.safetensors").stat().st_size
         found = {name: [] for name in WORK}
         for _ in range(options.rounds):
             for name in WORK:
+                known(place, options.cold)
                 found[name].append(in_a_process(name, place))
+                for made in place.glob("tmp*"):  # what it wrote
+                    shutil.rmtree(made)
         result = {"model": options.model, "checkpoint_bytes": size, "costs": {}}
         for name, costs in found.items():
             result["costs"][name] = {key: statistics.median(c[key] for c in costs) for key in costs[0]}
             cost = result["costs"][name]
-            print(f"{name:18} {cost['seconds']:7.2f} s  {cost['bytes'] / size:5.2f} x the checkpoint's bytes")
+            print(f"{name:26} {cost['seconds']:7.2f} s  {cost['bytes'] / size:5.2f} x the checkpoint's bytes")
     if options.json:
         Path(options.json).write_text(json.dumps(result, indent=1))
 

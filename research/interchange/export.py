@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,9 @@ from research.errors import UserError
 from research.interchange import families
 from research.interchange.classifiers import encoder_of
 from research.interchange.family import Family
-from research.interchange.layouts import Slot, slots
+from research.interchange.layouts import Row, Slot, slots
 from research.interchange.runs import ORIGIN
-from research.interchange.tensors import write
+from research.interchange.tensors import Planned, write
 from research.models.bert import BERT
 from research.models.classifier import Classifier
 from research.models.transformer import Transformer
@@ -156,19 +156,38 @@ def _framing(model: Any, tokenizer: Tokenizer) -> str:
     return backend.to_str(pretty=False)
 
 
-def _tensors(params: Any, table: dict[str, Slot], dtype: np.dtype) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields their tensors, by name; of ours, no more than what one tensor needs is converted at once."""
-    leaves = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
-    sources: dict[str, list[tuple[Any, str, int | None]]] = {}
+def _tensors(params: Any, table: dict[str, Slot], dtype: np.dtype) -> dict[str, Planned]:
+    """Returns their tensors, by name; of ours, no more than what one tensor needs is converted at once."""
+    leaves = {path_name(path): _host(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    sources: dict[str, list[tuple[Row, Any, int | None]]] = {}
     for path, slot in table.items():
         for layer, (row, name) in enumerate(slot.rows):
-            sources.setdefault(name, []).append((row, path, layer if slot.stacked else None))
-    for name, parts in sources.items():
-        arrays = [
-            row.write(np.asarray(leaves[path] if layer is None else leaves[path][layer]).astype(dtype))
-            for row, path, layer in sorted(parts, key=lambda part: part[0].part)
+            part = (row, leaves[path], layer if slot.stacked else None)
+            sources.setdefault(name, []).append(part)
+    return {
+        name: _planned(sorted(parts, key=lambda part: part[0].part), dtype) for name, parts in sources.items()
+    }
+
+
+def _planned(parts: list[tuple[Row, Any, int | None]], dtype: np.dtype) -> Planned:
+    """Returns a tensor of parts in order, each a row, our parameter, and which layer of it."""
+
+    def array() -> np.ndarray:
+        values = [np.asarray(leaf if layer is None else leaf[layer]) for _, leaf, layer in parts]
+        joined = [
+            row.write(value.astype(dtype, copy=False))
+            for (row, _, _), value in zip(parts, values, strict=True)
         ]
-        yield name, parts[0][0].join(arrays)
+        return parts[0][0].join(joined)
+
+    row, leaf, layer = parts[0]
+    return Planned(row.expected(leaf.shape if layer is None else leaf.shape[1:]), dtype, array)
+
+
+def _host(leaf: jax.Array) -> Any:
+    """Returns an array where its layers can be read without copying it as a whole."""
+    (device, *others) = leaf.devices()
+    return leaf if others or device.platform != "cpu" else np.asarray(leaf)
 
 
 def _dump(value: Any) -> str:

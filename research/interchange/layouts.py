@@ -84,18 +84,24 @@ class Slot:
     """Row and name of the tensor, for each layer; of one element if the parameter is not stacked."""
     stacked: bool
 
-    def read(self, tensor: Callable[[str], np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
-        """Returns the parameter; ``tensor`` gives their tensors by name, one at a time."""
-        if not self.stacked:
-            ((row, name),) = self.rows
-            return row.read(tensor(name), shape)
-        out: np.ndarray | None = None
+    def read(
+        self, tensor: Callable[[str], np.ndarray], shape: tuple[int, ...]
+    ) -> Iterator[tuple[int | None, np.ndarray]]:
+        """Yields the parameter layer by layer, with the layer's index, or whole, with None.
+
+        Args:
+          tensor: gives their tensors by name.
+          shape: of the parameter.
+
+        Raises:
+          ValueError: a tensor has another shape than the parameter's asks for.
+        """
         for layer, (row, name) in enumerate(self.rows):
-            part = row.read(tensor(name), shape[1:])
-            out = np.empty(shape, part.dtype) if out is None else out
-            out[layer] = part
-        assert out is not None
-        return out
+            yield (
+                (layer, row.read(tensor(name), shape[1:]))
+                if self.stacked
+                else (None, row.read(tensor(name), shape))
+            )
 
 
 def slots(layout: tuple[Row | Layers, ...]) -> dict[str, Slot]:
@@ -111,8 +117,9 @@ def slots(layout: tuple[Row | Layers, ...]) -> dict[str, Slot]:
             continue
         for row in item.rows:
             path = f"{item.path}/{row.ours}"
-            names = tuple((row, row.theirs.format(layer=number)) for number in item.numbers)
-            found[path] = Slot(path, names, True)
+            numbered = (row.theirs.format(layer=number) for number in item.numbers)
+            rows = tuple((dataclasses.replace(row, theirs=name), name) for name in numbered)
+            found[path] = Slot(path, rows, True)
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from research.models.transformer import Transformer
 from research.objectives.classification import Classification
 from research.objectives.masked_lm import MaskedLM
 from research.objectives.translation import Translation
+from research.training.arrays import Part, placed
 from research.training.checkpoint import Checkpoints
 from research.training.description import to_json
 from research.training.experiment import Checkpointing, Experiment
@@ -63,22 +64,22 @@ def import_run(
     refuse_run(out)
     config = _config(source)
     family = families.of_config(config)
-    with Tensors(source, allow_pickle=allow_pickle) as tensors:
-        there = _names(family, tensors.names())
-        model = _described(family, config, there)
-        tokenizer = _tokenizer(source, family, model.vocabulary)
-        table = slots(family.layout(model))
-        wanted = {name for slot in table.values() for _, name in slot.rows}
-        unused = _cover(family, tensors, there, wanted)
-        dtype = str(tensors[there[min(wanted)]].dtype)
-        if dtype == "bfloat16":
-            model = _in_bfloat16(model)
-        experiment = _experiment(out.name, model, config, tokenizer)
-        validate(experiment)
-        report(f"reading {len(wanted)} tensors of {source}")
-        if unused:
-            report(f"not used: {', '.join(unused)}")
-        params = _read(functions(experiment).abstract_state.params, table, tensors, there)
+    tensors = Tensors(source, allow_pickle=allow_pickle)
+    there = _names(family, tensors.names())
+    model = _described(family, config, there)
+    tokenizer = _tokenizer(source, family, model.vocabulary)
+    table = slots(family.layout(model))
+    wanted = {name for slot in table.values() for _, name in slot.rows}
+    unused = _cover(family, tensors, there, wanted)
+    dtype = str(tensors[there[min(wanted)]].dtype)
+    if dtype == "bfloat16":
+        model = _in_bfloat16(model)
+    experiment = _experiment(out.name, model, config, tokenizer)
+    validate(experiment)
+    report(f"reading {len(wanted)} tensors of {source}")
+    if unused:
+        report(f"not used: {', '.join(unused)}")
+    params = _read(functions(experiment).abstract_state.params, table, tensors, there)
     origin = {"source": str(source), "model_type": family.model_type, "dtype": dtype}
     report(f"writing {out}")
     files = {Tokenizer.FILE: tokenizer.to_json(), ORIGIN: json.dumps(origin)}
@@ -157,8 +158,8 @@ def make_run(out: Path, experiment: Experiment, files: Mapping[str, str], params
 def _config(source: Path) -> dict[str, Any]:
     file = source / "config.json" if source.is_dir() else source.with_name("config.json")
     if not file.is_file():
-        with Tensors(source):  # which says what is wrong with the place, if anything
-            raise UserError(f"{file} is missing: it says what the tensors are")
+        Tensors(source)  # which says what is wrong with the place, if anything
+        raise UserError(f"{file} is missing: it says what the tensors are")
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -214,16 +215,24 @@ def _cover(family: Family, tensors: Tensors, there: dict[str, str], wanted: set[
 
 
 def _read(abstract: Any, table: dict[str, Slot], tensors: Tensors, there: dict[str, str]) -> Any:
-    """Returns the parameters, each read onto its devices before the next."""
+    """Returns the parameters, each read onto its devices before the next, tensor by tensor."""
 
     def parameter(path: Any, leaf: Any) -> jax.Array:
         name = path_name(path)
         if name not in table:
             raise UserError(f"no tensor is known for the parameter {name}")
+
+        def fill(parts: Sequence[Part]) -> None:
+            for layer, value in table[name].read(lambda tensor: tensors[there[tensor]], leaf.shape):
+                for region, memory in parts:
+                    if layer is None:
+                        memory[...] = value[region]
+                    elif region[0].start <= layer < region[0].stop:
+                        memory[layer - region[0].start] = value[region[1:]]
+
         try:
-            value = table[name].read(lambda tensor: tensors[there[tensor]], leaf.shape)
+            return placed(leaf, fill)
         except ValueError as error:
             raise UserError(f"a tensor does not fit config.json: {error}") from None
-        return jax.device_put(value.astype(leaf.dtype, copy=False), leaf.sharding)
 
     return jax.tree.map_with_path(parameter, abstract)

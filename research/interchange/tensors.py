@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
+import math
 import re
+import struct
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes  # NumPy then knows bfloat16
 import numpy as np
 import safetensors
-from safetensors.numpy import save_file
 
 from research.errors import UserError
 
 SHARD = 5 * 2**30
 """Bytes of tensors in a file, at most."""
+_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64"}
+"""What a header calls the dtypes of weights."""
 
 
 class Tensors:
@@ -32,35 +33,53 @@ class Tensors:
 
     def __init__(self, path: Path, *, allow_pickle: bool = False) -> None:
         """Opens the files; UserError if there are none, or one is cut short or is something else."""
-        self._stack = contextlib.ExitStack()
-        self._files: dict[str, Any] = {}
+        self._tensors: dict[str, Any] = {}
         for file in _files(path, allow_pickle=allow_pickle):
             if file.suffix != ".safetensors":
-                pickled = _unpickled(file)
-                self._files.update(dict.fromkeys(pickled, pickled))
+                self._tensors.update(_unpickled(file))
                 continue
             try:
-                opened = self._stack.enter_context(safetensors.safe_open(file, "np"))
+                with safetensors.safe_open(file, "np"):  # looks whether the file is whole
+                    self._tensors.update(_placed(file))
             except (safetensors.SafetensorError, OSError) as error:
                 raise UserError(f"{file} is not a whole safetensors file: {error}") from None
-            self._files.update(dict.fromkeys(opened.keys(), opened))
-
-    def __enter__(self) -> Tensors:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stack.close()
 
     def names(self) -> set[str]:
         """Returns the names of all tensors."""
-        return set(self._files)
+        return set(self._tensors)
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """Returns a tensor."""
-        file = self._files[name]
-        return _array(file[name]) if isinstance(file, dict) else file.get_tensor(name)
+        """Returns a tensor; UserError if its dtype is none that weights have."""
+        found = self._tensors[name]
+        if not isinstance(found, _Placed):
+            return _array(found)
+        dtype = next((ours for ours, theirs in _DTYPES.items() if theirs == found.dtype), None)
+        if dtype is None:
+            raise UserError(f"{found.file}: {name} has dtype {found.dtype}; supported: {', '.join(_DTYPES)}")
+        count = math.prod(found.shape)
+        # Not the library's `get_tensor`: it maps the file, and holds every page that has been read.
+        return np.fromfile(found.file, np.dtype(dtype), count, offset=found.offset).reshape(found.shape)
+
+
+class _Placed(NamedTuple):
+    """Where a tensor lies."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+
+def _placed(file: Path) -> dict[str, _Placed]:
+    """Returns where the tensors of a safetensors file lie."""
+    with open(file, "rb") as opened:
+        (length,) = struct.unpack("<Q", opened.read(8))
+        header = json.loads(opened.read(length))
+    return {
+        name: _Placed(file, tensor["dtype"], tuple(tensor["shape"]), 8 + length + tensor["data_offsets"][0])
+        for name, tensor in header.items()
+        if name != "__metadata__"
+    }
 
 
 def _unpickled(file: Path) -> dict[str, Any]:
@@ -120,52 +139,87 @@ def _unsafe(path: Path) -> str:
     )
 
 
+class Planned(NamedTuple):
+    """A tensor to be written."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    array: Callable[[], np.ndarray]
+    """Makes it, contiguous."""
+
+    @property
+    def nbytes(self) -> int:
+        """Its bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
 def write(
-    directory: Path,
-    tensors: Iterator[tuple[str, np.ndarray]],
-    metadata: Mapping[str, str],
-    shard: int = SHARD,
+    directory: Path, tensors: Mapping[str, Planned], metadata: Mapping[str, str], shard: int = SHARD
 ) -> list[Path]:
     """Writes tensors as ``model.safetensors``, or as numbered files with an index if they need several.
 
     Args:
       directory: where to.
-      tensors: names and arrays, of which one file's worth is held in memory.
+      tensors: by name; each is made when its turn comes, so that one is held in memory.
       metadata: kept in each file's header.
       shard: bytes in a file, at most (a larger tensor has one of its own).
 
     Returns:
       The files written.
+
+    Raises:
+      UserError: the disk is full, or refuses.
     """
-    written: list[tuple[Path, list[str]]] = []
-    total, held = 0, 0
-    batch: dict[str, np.ndarray] = {}
-
-    def flush() -> None:
-        file = directory / f"model-{len(written) + 1:05}.safetensors"
-        save_file(batch, file, dict(metadata))
-        written.append((file, list(batch)))
-        batch.clear()
-
-    for name, array in tensors:
-        if batch and held + array.nbytes > shard:
-            flush()
+    batches: list[list[str]] = [[]]
+    held = 0
+    for name, tensor in tensors.items():
+        if batches[-1] and held + tensor.nbytes > shard:
+            batches.append([])
             held = 0
-        batch[name] = array
-        held += array.nbytes
-        total += array.nbytes
-    flush()
-    if len(written) == 1:
-        return [written[0][0].rename(directory / "model.safetensors")]
-    files = []
-    where: dict[str, str] = {}
-    for number, (file, names) in enumerate(written, 1):
-        target = file.rename(directory / f"model-{number:05}-of-{len(written):05}.safetensors")
-        files.append(target)
-        where.update(dict.fromkeys(names, target.name))
-    index = {"metadata": {"total_size": total}, "weight_map": where}
-    (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
+        batches[-1].append(name)
+        held += tensor.nbytes
+    several = len(batches) > 1
+    files, where = [], {}
+    for number, names in enumerate(batches, 1):
+        count = f"-{number:05}-of-{len(batches):05}" if several else ""
+        file = directory / f"model{count}.safetensors"
+        try:
+            _write_file(file, {name: tensors[name] for name in names}, metadata)
+        except OSError as error:
+            raise UserError(f"cannot write {file}: {error.strerror}") from error
+        files.append(file)
+        where.update(dict.fromkeys(names, file.name))
+    if several:
+        total = sum(tensor.nbytes for tensor in tensors.values())
+        index = {"metadata": {"total_size": total}, "weight_map": where}
+        text = json.dumps(index, indent=2)
+        (directory / "model.safetensors.index.json").write_text(text, encoding="utf-8")
     return files
+
+
+def _write_file(file: Path, tensors: Mapping[str, Planned], metadata: Mapping[str, str]) -> None:
+    """Writes one file: the length of its header (8 bytes), the header, and the tensors one after another.
+
+    The library's own `save_file` holds a second copy of all of them.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name, tensor in tensors.items():
+        begin, end = end, end + tensor.nbytes
+        header[name] = {
+            "dtype": _DTYPES[str(tensor.dtype)],
+            "shape": tensor.shape,
+            "data_offsets": (begin, end),
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # what follows is aligned
+    with open(file, "wb", buffering=0) as out:
+        out.write(struct.pack("<Q", len(text)))
+        out.write(text)
+        for tensor in tensors.values():
+            left = tensor.array().reshape(-1).view(np.uint8).data
+            while left:  # Linux writes 2 GiB at once, at most
+                left = left[out.write(left) :]
 
 
 def matching(names: set[str], pattern: str) -> set[str]:

@@ -2,11 +2,12 @@
 
 A checkpoint holds the state, the data iterator's state, a record (format, experiment, versions of the
 packages, the loop's own counters) and, where the step was evaluated, its validation metrics. Beside them lies
-a manifest of sizes and checksums: what a crash of the machine truncated is found out before it is restored.
+a manifest of sizes and checksums: what a crash of the machine truncated is found out when it is restored.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import importlib.metadata
@@ -15,7 +16,8 @@ import logging
 import os
 import platform
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -26,6 +28,7 @@ from jax.experimental import multihost_utils
 from research.data.object_store import refusal, unreachable
 from research.errors import LostError, UserError
 from research.scale import hosts
+from research.training.arrays import read_arrays
 from research.training.migrations import FORMAT
 from research.training.run_directory import RunDirectory, ranking
 
@@ -232,43 +235,60 @@ def restore(
       UserError: the checkpoint is damaged, is of a newer format, does not fit ``abstract_state``, or is of no
         training that could be gone on with (when ``batches`` is to be set).
     """
-    import orbax.checkpoint as ocp
-
     _silence()
-    folder = directory.checkpoints / str(step)
-    if not verified and (flaw := damage(directory, step)):
-        raise UserError(f"checkpoint {step} of {directory} is damaged ({flaw})")
+    position = next((directory.checkpoints / str(step) / "batches").glob("process_0-of-*.json"), None)
+    with contextlib.nullcontext() if verified else _watched(directory, step):
+        if batches is not None and position is None:
+            raise UserError(
+                f"{directory} was imported or averaged, not trained: begin another run with --from"
+                f" {directory}"
+            )
+        restored = _restored(directory, abstract_state, step)
+    if batches is not None and position is not None:
+        # A batch is a record and a process reads its rows of each, so all of them were at the same place.
+        batches.set_state(json.loads(position.read_text(encoding="utf-8")))
+    return restored
+
+
+def _restored(directory: RunDirectory, abstract_state: Any, step: int) -> Restored:
     record = directory.checkpoint_record(step)
     if record["format"] > FORMAT:
         raise UserError(
             f"checkpoint {step} of {directory} has format {record['format']}, written by headway"
             f" {record['versions'].get('headway')}: this version reads up to {FORMAT}, upgrade headway"
         )
-    items: dict[str, ocp.args.CheckpointArgs] = {
-        "state": ocp.args.PyTreeRestore(
-            abstract_state,
-            restore_args=ocp.checkpoint_utils.construct_restore_args(abstract_state),
-            partial_restore=True,
-        )
-    }
-    position = next((folder / "batches").glob("process_0-of-*.json"), None)
-    if batches is not None and position is None:
-        raise UserError(
-            f"{directory} was imported or averaged, not trained: begin another run with --from {directory}"
-        )
-    if misfit := _misfit(folder / "state", abstract_state):
+    folder = directory.checkpoints / str(step) / "state"
+    if misfit := _misfit(folder, abstract_state):
         raise UserError(f"checkpoint {step} of {directory} does not fit: {misfit}{_upgrades(record)}")
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
-        restored = reader.restore(folder, args=ocp.args.Composite(**items))
-    if batches is not None and position is not None:
-        # A batch is a record and a process reads its rows of each, so all of them were at the same place.
-        batches.set_state(json.loads(position.read_text(encoding="utf-8")))
-    return Restored(step, restored["state"], record)
+    return Restored(step, read_arrays(folder, abstract_state), record)
 
 
 def damage(directory: RunDirectory, step: int) -> str | None:
     """Returns what is wrong with the files of a checkpoint; None if they are as they were written."""
     return directory.files.damage(step)
+
+
+@contextlib.contextmanager
+def _watched(directory: RunDirectory, step: int) -> Iterator[None]:
+    """Looks for damage while a checkpoint is read within, so that the disk need give each byte but once.
+
+    Raises:
+      UserError: the checkpoint is damaged, whatever else that has led to.
+    """
+
+    def refuse(flaw: str | None) -> None:
+        if flaw is not None:
+            raise UserError(f"checkpoint {step} of {directory} is damaged ({flaw})") from None
+
+    refuse(directory.files.damage(step, contents=False))  # a file that is cut short must not be mapped
+    with ThreadPoolExecutor(1) as pool:
+        looking = pool.submit(damage, directory, step)
+        try:
+            yield
+        except Exception:
+            refuse(looking.result())
+            raise
+        refuse(looking.result())
 
 
 def versions() -> dict[str, str]:
@@ -285,6 +305,7 @@ def versions() -> dict[str, str]:
 def _manager(
     directory: RunDirectory, policy: Checkpointing, committed: Callable[[], None]
 ) -> ocp.CheckpointManager:
+    import grain
     import orbax.checkpoint as ocp
 
     _silence()
@@ -303,7 +324,12 @@ def _manager(
         cleanup_tmp_directories=True,
         async_options=ocp.AsyncOptions(post_finalization_callback=committed),
     )
-    return ocp.CheckpointManager(directory.checkpoints, options=options)
+    handlers = {
+        "state": ocp.PyTreeCheckpointHandler(use_compression=False),
+        "record": ocp.JsonCheckpointHandler(),
+        "batches": grain.checkpoint.CheckpointHandler(),
+    }
+    return ocp.CheckpointManager(directory.checkpoints, options=options, item_handlers=handlers)
 
 
 def _barrier() -> None:

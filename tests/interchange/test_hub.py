@@ -73,9 +73,9 @@ def test_a_pickle_is_read_when_allowed_if_it_holds_tensors_alone(tmp_path):
     torch.save(tensors, file)
     with pytest.raises(UserError, match=r"a pickle can run any code .* --allow-pickle"):
         Tensors(tmp_path)
-    with Tensors(tmp_path, allow_pickle=True) as read:
-        assert read.names() == {"a", "b"} and str(read["b"].dtype) == "bfloat16"
-        np.testing.assert_array_equal(read["a"], np.arange(6.0).reshape(2, 3))
+    read = Tensors(tmp_path, allow_pickle=True)
+    assert read.names() == {"a", "b"} and str(read["b"].dtype) == "bfloat16"
+    np.testing.assert_array_equal(read["a"], np.arange(6.0).reshape(2, 3))
 
     class Evil:
         def __reduce__(self):
