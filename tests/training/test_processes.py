@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import socket
+import time
 import zlib
 
 import pytest
@@ -19,14 +21,14 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def both(request):
-    """Starts the program in two processes with a device each."""
+    """Starts the program in two processes with a device each; ``environment`` is that of the second."""
 
-    def both(path, *options):
+    def both(path, *options, environment=None):
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
         common = ("--devices", 2, "--port", port, *options)
-        processes = [start(path, *common, "--rank", rank) for rank in (0, 1)]
+        processes = [start(path, *common, "--rank", 0), start(path, *common, "--rank", 1, env=environment)]
         for process in processes:
             request.addfinalizer(process.kill)
         return processes
@@ -123,6 +125,28 @@ def test_what_one_process_cannot_do_stops_both_with_the_users_code(tmp_path, bot
     assert codes == [2, 2], errors
     assert "cannot use" in errors[0]
     assert errors[1].splitlines()[-1] == "process 0 could not start: see what it says"
+
+
+def test_clocks_and_names_of_machines_may_differ(tmp_path, both, straight):
+    """The second process, on another machine by its name, is two hours ahead, then two behind."""
+    for steps, hours in ((16, 2), (30, -2)):
+        folder = tmp_path / f"{steps}"
+        folder.mkdir()
+        (folder / "sitecustomize.py").write_text(
+            "import socket, time\n"
+            "seconds, nanoseconds = time.time, time.time_ns\n"
+            f"time.time = lambda: seconds() + {3600 * hours}\n"
+            f"time.time_ns = lambda: nanoseconds() + {3600 * hours} * 10**9\n"
+            "socket.gethostname = lambda: 'another-machine'\n"
+            "print('here', time.time(), socket.gethostname())\n"
+        )
+        paths = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
+        processes = both(tmp_path / "run", "--steps", steps, environment={**os.environ, "PYTHONPATH": paths})
+        found = processes[1].stdout.readline().split()
+        assert found[2] == "another-machine" and abs(float(found[1]) - time.time()) > 3600
+        codes, errors = ends(processes)
+        assert codes == [0, 0], errors
+    assert losses(tmp_path / "run") == losses(straight)
 
 
 def test_the_process_that_keeps_the_other_waiting_is_named_once(tmp_path, both):
