@@ -83,7 +83,7 @@ class Fertility:
         that climbing finds with that link (Brown et al., section 4.5).
     """
 
-    empty: float = 0.01
+    empty: float = 0.015
     smoothing: float = 64.0
     cutoff: float = -7.0
     pegging: bool = False

@@ -69,6 +69,9 @@ def test_a_grid_goes_on_after_its_runner_was_killed_and_ends_in_a_report(tmp_pat
     for point in points:
         with open(point / "run" / "lock") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
+        # What it says last comes after it has given the lock back.
+        while "stopped by SIGTERM" not in (point / "log.txt").read_text() and time.monotonic() < deadline:
+            time.sleep(0.1)
         assert "stopped by SIGTERM" in (point / "log.txt").read_text()
     stopped = [
         max(int(s.name) for s in (point / "run/checkpoints").iterdir() if s.name.isdigit())
