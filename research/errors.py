@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class UserError(Exception):
@@ -41,6 +41,14 @@ class NonFiniteError(UserError):
             f"not finite at step {step}: first bad tensor is {path}; its batch is saved in {batch}"
         )
         self.step, self.path, self.batch = step, path, batch
+
+
+def unwrapped(error: BaseException) -> Iterator[BaseException]:
+    """Yields an error, and those that it was raised from or while handling."""
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        seen = seen.__cause__ or seen.__context__
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:

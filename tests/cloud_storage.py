@@ -7,6 +7,7 @@ and delimiter, uploads (media, multipart, resumable), reads with ranges, deletes
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 import email
 import http.server
@@ -17,9 +18,12 @@ import sys
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import google_crc32c
+import pytest
+
+from research.data.object_store import filesystem
 
 _API = re.compile(
     r"/storage/v1/b/(?P<bucket>[^/]+)(/o(/(?P<name>[^/]+)(/(?P<verb>moveTo|rewriteTo)(?P<to>.*))?)?)?"
@@ -255,3 +259,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+
+
+@contextlib.contextmanager
+def in_use(bucket: str) -> Iterator[ObjectStore]:
+    """Starts a store with one bucket, and makes it the one that this process's libraries use."""
+    with ObjectStore(bucket) as store, pytest.MonkeyPatch.context() as patch:
+        for name, value in store.environment.items():
+            patch.setenv(name, value)
+        filesystem.cache_clear()
+        filesystem().clear_instance_cache()
+        yield store
+    filesystem.cache_clear()

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from research.errors import UserError
+from research.errors import UserError, unwrapped
 
 OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
 """What opens compressed files, by suffix."""
@@ -162,7 +162,7 @@ def refusal(error: BaseException, path: object) -> str | None:
     found = _URL.match(str(path))
     if found is None or found[1] != "gs":
         return None
-    for seen in _chain(error):
+    for seen in unwrapped(error):
         if (line := _refusal(seen, found[2])) is not None:
             return f"gs://{found[2]}{found[3]}: {line}"
     return None
@@ -170,7 +170,7 @@ def refusal(error: BaseException, path: object) -> str | None:
 
 def unreachable(error: BaseException) -> str | None:
     """Returns why a store does not answer, or fails by itself; None if it is something else."""
-    for seen in _chain(error):
+    for seen in unwrapped(error):
         text, kind, module = str(seen), type(seen).__name__, type(seen).__module__.split(".")[0]
         code = getattr(seen, "code", None)
         fails = "UNAVAILABLE" in text or code == 429 or (isinstance(code, int) and 500 <= code < 600)
@@ -178,14 +178,6 @@ def unreachable(error: BaseException) -> str | None:
         if fails or lost or module in ("aiohttp", "requests", "urllib3"):
             return (text.splitlines() or [kind])[0][:200]
     return None
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """Yields an error and those that it wraps."""
-    seen: BaseException | None = error
-    while seen is not None:
-        yield seen
-        seen = seen.__cause__ or seen.__context__
 
 
 def _refusal(error: BaseException, bucket: str) -> str | None:

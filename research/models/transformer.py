@@ -299,10 +299,9 @@ class TransformerDecoder(ModelDecoder):
         """
         layers, slots = cache
         first = slots.lineage is None
+        moved = slots.of_rows(rows)
         if first:
-            moved = slots.of_rows(rows).in_groups(len(rows) // len(slots.positions))
-        else:
-            moved = slots.of_rows(rows)
+            moved = moved.in_groups(len(rows) // len(slots.positions))
         specs = self.model.specs("decoder")
 
         def of_rows(spec: BlockSpec, layer: Any, axis: int) -> Any:

@@ -26,7 +26,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from research.data.object_store import refusal, unreachable
-from research.errors import LostError, UserError
+from research.errors import LostError, UserError, unwrapped
 from research.scale import hosts
 from research.training.arrays import read_arrays
 from research.training.migrations import FORMAT
@@ -371,13 +371,8 @@ def _upgrades(record: Mapping[str, Any]) -> str:
 
 def _disk_error(error: BaseException) -> str | None:
     """Returns what the disk refused, looking through wrapping errors; None if it is something else."""
-    seen: BaseException | None = error
-    while seen is not None:
-        for text in _DISK_ERRORS:
-            if text in str(seen):
-                return text
-        seen = seen.__cause__ or seen.__context__
-    return None
+    said = [str(seen) for seen in unwrapped(error)]
+    return next((text for one in said for text in _DISK_ERRORS if text in one), None)
 
 
 @functools.cache

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("gcsfs")
 
-from cloud_storage import ObjectStore
+from cloud_storage import in_use
 
 from research.data.files import TextFiles
 from research.data.labelled_records import Fields, read_file
@@ -21,13 +21,8 @@ from research.errors import UserError
 @pytest.fixture(scope="module")
 def serving():
     """A store for the module: the libraries keep their connections to it."""
-    with ObjectStore("corpus") as store, pytest.MonkeyPatch.context() as patch:
-        for name, value in store.environment.items():
-            patch.setenv(name, value)
-        filesystem.cache_clear()
-        filesystem().clear_instance_cache()
+    with in_use("corpus") as store:
         yield store
-    filesystem.cache_clear()
 
 
 @pytest.fixture

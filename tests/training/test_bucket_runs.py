@@ -13,12 +13,11 @@ import pytest
 
 pytest.importorskip("gcsfs")
 
-from cloud_storage import ObjectStore
+from cloud_storage import in_use
 from regression_program import build, experiment, run
 from test_resume import assert_same_state, start
 
 from research.data.cache import cache_directory
-from research.data.object_store import filesystem
 from research.errors import LostError, UserError
 from research.training import checkpoint, run_directory
 from research.training.experiment import Checkpointing
@@ -29,12 +28,8 @@ PROGRAM = Path(__file__).with_name("regression_program.py")
 @pytest.fixture(scope="module")
 def store():
     """A store with one bucket, "runs"; each test has a run of its own in it."""
-    with ObjectStore("runs") as serving, pytest.MonkeyPatch.context() as patch:
-        for name, value in serving.environment.items():
-            patch.setenv(name, value)
-        filesystem.cache_clear()
+    with in_use("runs") as serving:
         yield serving
-    filesystem.cache_clear()
 
 
 @pytest.fixture(autouse=True)
