@@ -213,4 +213,4 @@ def test_kenlm_reads_the_language_model_of_a_run(place, tmp_path, monkeypatch, c
     monkeypatch.setitem(sys.modules, "kenlm", None)
     say(monkeypatch, b"a\n")
     assert main(["translate", str(run)]) == 2
-    assert 'pip install "headway[kenlm]"' in capsys.readouterr().err
+    assert 'pip install -e ".[kenlm]"' in capsys.readouterr().err

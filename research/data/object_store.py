@@ -62,7 +62,7 @@ def filesystem() -> Any:
     try:
         import gcsfs  # noqa: F401
     except ImportError as error:
-        raise UserError('gs:// needs gcsfs, which is not installed: pip install "headway[gcs]"') from error
+        raise UserError('gs:// needs gcsfs, which is not installed: pip install -e ".[gcs]"') from error
     import logging
 
     import fsspec

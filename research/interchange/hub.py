@@ -38,7 +38,7 @@ def located(source: str, report: Callable[[str], None], *, allow_pickle: bool = 
     except ImportError:
         raise UserError(
             f"{source}: no such directory, and huggingface_hub, which fetches ids of the hub, is not "
-            f'installed (pip install "headway[hf]"); or {by_hand}'
+            f'installed (pip install -e ".[hf]"); or {by_hand}'
         ) from None
     report(f"fetching {source} from the Hugging Face hub")
     files = [*_FILES, *(_PICKLES if allow_pickle else ())]

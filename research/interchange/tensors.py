@@ -87,7 +87,7 @@ def _unpickled(file: Path) -> dict[str, Any]:
     try:
         import torch
     except ImportError:
-        raise UserError(f'{file}: reading a pickle needs PyTorch (pip install "headway[peers]")') from None
+        raise UserError(f'{file}: reading a pickle needs PyTorch (pip install -e ".[peers]")') from None
     try:
         found = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # pickle's, zip's, PyTorch's own

@@ -40,7 +40,7 @@ class KenlmModel:
     """
 
     def __init__(self, path: Path) -> None:
-        kenlm = _kenlm()
+        kenlm = library()
         self._path = path
         self._model = _opened(path, kenlm)
         self._state = kenlm.State
@@ -135,11 +135,12 @@ class KenlmModel:
         return number
 
 
-def _kenlm() -> Any:
+def library() -> Any:
+    """Returns KenLM's module; ``UserError`` if it is not installed."""
     try:
         import kenlm
     except ModuleNotFoundError:
-        raise UserError('language_model.reader kenlm needs KenLM: pip install "headway[kenlm]"') from None
+        raise UserError('language_model.reader kenlm needs KenLM: pip install -e ".[kenlm]"') from None
     return kenlm
 
 

@@ -67,7 +67,7 @@ def write_counted(
     try:
         import duckdb
     except ModuleNotFoundError:
-        raise UserError('phrases.memory needs DuckDB: pip install "headway[disk]"') from None
+        raise UserError('phrases.memory needs DuckDB: pip install -e ".[disk]"') from None
     with tempfile.TemporaryDirectory(prefix=path.name, dir=path.parent) as folder:
         found = _write_occurrences(Path(folder), source, target, links, how.longest, sentences)
         if not found:

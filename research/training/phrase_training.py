@@ -25,7 +25,7 @@ from research.errors import UserError
 from research.statistical.aligner import align
 from research.statistical.arpa import read_arpa, write_arpa
 from research.statistical.em import device_per_core
-from research.statistical.kenlm_model import KenlmModel
+from research.statistical.kenlm_model import KenlmModel, library
 from research.statistical.language_model import LanguageModel
 from research.statistical.ngram_model import NgramModel, estimate
 from research.statistical.phrase_counting import write_counted
@@ -85,6 +85,8 @@ def run(description: PhraseBased, directory: Path, *, report: Report = lambda me
       StoppedError: SIGTERM or Ctrl-C; the stages that are done are saved.
     """
     description.validate()
+    if description.language_model.reader == "kenlm":
+        library()  # better missing now than when all is aligned
     text = _read(description)
     begin = time.monotonic()
     with claim(directory, to_json(description)) as owned, stoppable(owned.path):

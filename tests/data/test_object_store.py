@@ -134,7 +134,7 @@ def test_what_is_an_object(monkeypatch):
         located("hf://a/b")
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     filesystem.cache_clear()
-    with pytest.raises(UserError, match='not installed: pip install "headway\\[gcs\\]"'):
+    with pytest.raises(UserError, match=r'not installed: pip install -e "\.\[gcs\]"'):
         located("gs://a/b")
     filesystem.cache_clear()
 
