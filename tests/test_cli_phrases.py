@@ -165,10 +165,6 @@ def test_a_run_that_was_stopped_goes_on(place, tmp_path, capsys):
             "different experiment",
         ),
         (
-            ["train", "{d}/tiny.py", "--workdir", "{d}/new", "--language_model.path", "{d}/s"],
-            "is no ARPA file",
-        ),
-        (
             ["train", "{d}/tiny.py", "--workdir", "{d}/new", "--language_model.path", "{d}/lm.binary"],
             "only KenLM reads {d}/lm.binary: --language_model.reader kenlm",
         ),
@@ -183,6 +179,17 @@ def test_bad_input_is_one_line(place, arguments, words, monkeypatch, capsys):
     err = capsys.readouterr().err
     words = words.replace("{d}", str(place))
     assert words in err.split("\n")[-2] and err.split("\n")[-2].startswith("headway: ")
+
+
+@pytest.mark.parametrize(("name", "words"), [("s", "no arpa file"), ("absent.arpa", "no such file")])
+def test_a_language_model_that_cannot_be_read_is_told_of_before_alignment(
+    place, tmp_path, name, words, capsys
+):
+    given = ["--workdir", str(tmp_path / "run"), "--language_model.path", str(place / name)]
+    assert main(["train", str(place / "tiny.py"), *given]) == 2
+    message = capsys.readouterr().err.split("\n")[-2]
+    assert message.startswith("headway: ") and str(place / name) in message and words in message.lower()
+    assert not (tmp_path / "run" / ALIGNMENT).exists()
 
 
 def test_text_that_changed_since_is_refused(place, tmp_path, capsys):

@@ -73,6 +73,7 @@ def translate(target: str, options: Translate, overrides: Mapping[str, str]) -> 
     del overrides
     from research.data.parallel import lines_of, paired
     from research.inference.beam import Beam
+    from research.inference.draws import Draws
     from research.inference.sampling import Decoding
     from research.inference.translate import Translator
     from research.training.trained import Trained
@@ -80,7 +81,7 @@ def translate(target: str, options: Translate, overrides: Mapping[str, str]) -> 
 
     if not 0 <= options.n_best <= options.beam:
         raise UserError(f"--n-best {options.n_best}: at most the beam of {options.beam}")
-    beam = Beam(options.beam, options.length_penalty, options.coverage_penalty)
+    search: Beam | Draws = Beam(options.beam, options.length_penalty, options.coverage_penalty)
     if options.temperature is None and options.top_p is not None:
         raise UserError("--top-p goes with --temperature: it is for draws, not for a search")
     if options.temperature is not None and options.n_best > 1:
@@ -89,20 +90,20 @@ def translate(target: str, options: Translate, overrides: Mapping[str, str]) -> 
         )
     if not 0 <= options.seed < 2**32:
         raise UserError(f"--seed {options.seed}: between 0 and {2**32 - 1}")
-    drawn = None if options.temperature is None else Decoding(options.temperature, top_p=options.top_p)
+    if options.temperature is not None:
+        search = Draws(Decoding(options.temperature, top_p=options.top_p), options.seed)
     trained = load(target, options.checkpoint)
     model = translator_of(
         trained,
-        beam,
+        search,
         options.n_best or (options.beam if options.json else 1),
         ensemble=[load(run, options.checkpoint) for run in options.ensemble],
         replace_unknown=options.replace_unknown,
-        drawn=drawn,
-        seed=options.seed,
     )
-    if isinstance(trained, Trained) and beam.width > trained.experiment.model.vocabulary:
+    if isinstance(trained, Trained) and options.beam > trained.experiment.model.vocabulary:
         raise UserError(
-            f"--beam {beam.width} is larger than the vocabulary: {trained.experiment.model.vocabulary} tokens"
+            f"--beam {options.beam} is larger than the vocabulary:"
+            f" {trained.experiment.model.vocabulary} tokens"
         )
     if options.score is not None:
         if not isinstance(model, Translator):

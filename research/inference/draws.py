@@ -2,30 +2,42 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, UInt
 
 from research.attention.masks import Tokens
 from research.inference.beam import Decoder, Hypotheses
 from research.inference.sampling import Decoding, choose
 
 
+@dataclasses.dataclass(frozen=True)
+class Draws:
+    """One translation of each line, drawn at random, instead of a search for the best."""
+
+    decoding: Decoding
+    """How the next token is chosen."""
+    seed: int = 0
+    """Of the draws, together with the number of the line."""
+
+
 def random_search(
-    decoder: Decoder, how: Decoding, *, slots: int, end: int, start: int | None = None
+    decoder: Decoder, draws: Draws, *, slots: int, end: int, start: int | None = None
 ) -> Callable[[Any, Array, Array, Array, Array], Hypotheses]:
     """Returns the jitted function that draws one translation of each source.
 
-    It takes parameters, right-padded sources [batch, source_length], their lengths, limits, and a key for
-    each row, so that what one row is given does not depend on the others. Hypotheses are one to a row; their
-    scores are their log-probabilities under the model, whatever ``how`` leaves out.
+    It takes parameters, right-padded sources [batch, source_length], their lengths, limits, and the number
+    of each row's line, so that what one row is given does not depend on the others. Hypotheses are one to a
+    row; their scores are their log-probabilities under the model, whatever ``draws`` leaves out.
 
     Args:
       decoder: the model.
-      how: how the next token is chosen.
+      draws: how the next token is chosen, and the seed.
       slots: most target tokens of any row, the end of text included.
       end: the token that ends every target.
       start: the token that begins every target, and is never drawn; None: the one that ends it.
@@ -37,12 +49,14 @@ def random_search(
         source: Int[Array, "batch source_length"],
         lengths: Int[Array, " batch"],
         limits: Int[Array, " batch"],
-        keys: Key[Array, " batch"],
+        numbers: UInt[Array, " batch"],
+        key: Key[Array, ""],
     ) -> Hypotheses:
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
         memory = decoder.encode(params, source, Tokens.of_lengths(lengths, source.shape[1]))
 
         def one(logits: Float[Array, " vocabulary"], key: Key[Array, ""]) -> Int[Array, ""]:
-            return choose(logits[None], how, key)[0]
+            return choose(logits[None], draws.decoding, key)[0]
 
         def advance(state: tuple[Any, ...]) -> tuple[Any, ...]:
             count, last, done, totals, cache, tokens = state
@@ -68,4 +82,4 @@ def random_search(
         )
         return Hypotheses(tokens[:, None], totals[:, None], totals[:, None])
 
-    return jax.jit(draw)
+    return functools.partial(jax.jit(draw), key=jax.random.key(draws.seed))

@@ -18,8 +18,7 @@ from research.data.parallel import words_of
 from research.data.tokenizer import Tokenizer
 from research.errors import UserError
 from research.inference.beam import DEAD, Beam, Decoder, Hypotheses, beam_search, forced_decoding
-from research.inference.draws import random_search
-from research.inference.sampling import Decoding
+from research.inference.draws import Draws, random_search
 from research.inference.soft_alignment import attention_of, of_words
 from research.inference.splitting import split_words
 
@@ -63,12 +62,10 @@ class Translator:
         tokenizer: Tokenizer,
         *,
         context: int,
-        beam: Beam | None = None,
+        search: Beam | Draws = Beam(),  # noqa: B008 (frozen)
         source_tokenizer: Tokenizer | None = None,
         longest: int | None = None,
         replace_unknown: bool = False,
-        drawn: Decoding | None = None,
-        seed: int = 0,
     ) -> None:
         """Makes the translator; nothing is compiled yet.
 
@@ -77,28 +74,26 @@ class Translator:
           params: its parameters.
           tokenizer: of the target.
           context: the most tokens of a source or a target, the end of text included.
-          beam: how translations are searched for.
+          search: how translations are searched for, or drawn.
           source_tokenizer: of the source; None: that of the target.
           longest: the most tokens of a source that is translated in one piece; None: ``context``.
           replace_unknown: put the source word with most attention in the place of a word that the target's
             tokenizer does not have (Luong et al., 2015b; Jean et al., 2015).
-          drawn: draw one translation of each line so, instead of searching for the best.
-          seed: of the draws, together with the number of the line.
         """
         self._decoder, self._params, self._tokenizer = decoder, params, tokenizer
         self._source_tokenizer = source_tokenizer or tokenizer
-        self._context, self._beam = context, beam or Beam()
+        self._context = context
         self._longest = min(context, longest or context)
         self._replaces = replace_unknown and tokenizer.unknown is not None
         self.counts = Counts()
         self._attention = attention_of(decoder)
-        self._draws, self._key, self._seen = drawn is not None, jax.random.key(seed), 0
+        self._draws, self._seen = isinstance(search, Draws), 0
         ends = {"end": tokenizer.end_of_text, "start": tokenizer.start}
         self._search: Callable[[int], Any] = functools.cache(
             lambda slots: (
-                beam_search(decoder, self._beam, slots=slots, **ends)
-                if drawn is None
-                else random_search(decoder, drawn, slots=slots, **ends)
+                random_search(decoder, search, slots=slots, **ends)
+                if isinstance(search, Draws)
+                else beam_search(decoder, search, slots=slots, **ends)
             )
         )
 
@@ -194,8 +189,7 @@ class Translator:
         search = self._search(min(_longest(width), self._context))
         arrays = [jnp.asarray(x) for x in (padded, lengths, limits)]
         if self._draws:
-            ids = jnp.asarray([*numbers, *[0] * (rows - len(numbers))], jnp.uint32)
-            arrays.append(jax.vmap(jax.random.fold_in, (None, 0))(self._key, ids))
+            arrays.append(jnp.asarray([*numbers, *[0] * (rows - len(numbers))], jnp.uint32))
         found: Hypotheses = jax.tree.map(np.asarray, search(self._params, *arrays))
         texts = self._texts(lines, found, arrays[0], arrays[1])
         return [self._candidates(found, i, texts[i]) for i in range(len(sources))]

@@ -100,10 +100,10 @@ def run(description: PhraseBased, directory: Path, *, report: Report = lambda me
                 report(f"{name}: {time.monotonic() - started:.0f} s")
             return path
 
+        how = description.language_model  # first: a file that is wrong is told of before hours of alignment
+        model = stage(_name(how), lambda path: _write_language_model(how, text.target, path))
         alignment = stage(ALIGNMENT, lambda path: _align(description, text, path, report))
         phrases = stage(PHRASES, lambda path: _extract(description, text, alignment, path, report))
-        how = description.language_model
-        model = stage(_name(how), lambda path: _write_language_model(how, text.target, path))
         table, language_model = read_table(phrases), read_language_model(how, model.parent)
         history = tune(
             text.valid_source,

@@ -11,9 +11,9 @@ from research.data.parallel import ParallelText
 from research.data.tokenizer import Tokenizer
 from research.errors import UserError
 from research.inference.beam import Beam
+from research.inference.draws import Draws
 from research.inference.ensemble import Ensemble
 from research.inference.phrase_translation import PhraseTranslator
-from research.inference.sampling import Decoding
 from research.inference.soft_alignment import SoftAligner
 from research.inference.translate import Translator
 from research.models.seq2seq import Seq2Seq
@@ -54,50 +54,45 @@ def load(path: str, checkpoint: str = "best") -> TranslationRun:
 
 def translator_of(
     run: TranslationRun,
-    beam: Beam,
+    search: Beam | Draws,
     candidates: int = 1,
     *,
     ensemble: Sequence[TranslationRun] = (),
     replace_unknown: bool = False,
-    drawn: Decoding | None = None,
-    seed: int = 0,
 ) -> Translator | PhraseTranslator:
     """Returns the translator of a run, or of several as one.
 
     Args:
       run: what translates.
-      beam: how a network's translations are searched for, and how many candidates it yields.
+      search: how a network's translations are searched for, and how many candidates it yields; or drawn.
       candidates: how many a phrase-based system yields.
       ensemble: runs whose probabilities are averaged with those of the first.
       replace_unknown: put source words in the place of what the target's tokenizer does not have.
-      drawn: draw one translation of each line so, instead of searching for the best.
-      seed: of the draws.
 
     Raises:
       UserError: the runs of an ensemble are not all networks with the same tokenizers, or unknown words
         cannot be replaced.
     """
     if isinstance(run, TrainedPhrases):
-        if ensemble or replace_unknown or drawn:
+        if ensemble or replace_unknown or isinstance(search, Draws):
             what = "it copies unknown words in any case" if replace_unknown else "this is for networks"
             raise UserError(f"{run.directory} is phrase-based: {what}")
         return run.translator(candidates)
     members = [run, *(_member(other, run) for other in ensemble)]
     if replace_unknown:
         _check_unknown(run, members)
-    layer = ALIGNING if replace_unknown or beam.coverage_penalty else None
+    covers = isinstance(search, Beam) and search.coverage_penalty > 0
+    layer = ALIGNING if replace_unknown or covers else None
     decoders = [_network(member.experiment.model).decoder(layer) for member in members]
     return Translator(
         decoders[0] if not ensemble else Ensemble(tuple(decoders)),
         run.params if not ensemble else tuple(member.params for member in members),
         run.tokenizer,
         context=min(_network(member.experiment.model).context for member in members),
-        beam=beam,
+        search=search,
         source_tokenizer=_source_tokenizer(run),
         longest=_bitext(run).length,
         replace_unknown=replace_unknown,
-        drawn=drawn,
-        seed=seed,
     )
 
 

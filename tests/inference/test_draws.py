@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from research.inference.beam import Beam, beam_search
-from research.inference.draws import random_search
+from research.inference.draws import Draws, random_search
 from research.inference.sampling import Decoding
 
 VOCABULARY, END, SLOTS = 5, 0, 3
@@ -40,12 +40,12 @@ class Table:
 
 @functools.cache
 def draw(how, rows):
-    run = random_search(Table(), how, slots=SLOTS, end=END)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(3), jnp.arange(rows))
+    run = random_search(Table(), Draws(how, seed=3), slots=SLOTS, end=END)
+    numbers = jnp.arange(rows, dtype=jnp.uint32)
     params = jnp.asarray(CHANCES, jnp.float32)
     source = jnp.zeros((rows, 2), jnp.int32)
     length = jnp.full(rows, 2, jnp.int32)
-    return jax.tree.map(np.asarray, run(params, source, length, jnp.full(rows, SLOTS, jnp.int32), keys))
+    return jax.tree.map(np.asarray, run(params, source, length, jnp.full(rows, SLOTS, jnp.int32), numbers))
 
 
 def test_draws_have_the_probabilities_of_the_model():

@@ -16,6 +16,8 @@ from research.data.buckets import PairBatches, TokenPairs, plan
 from research.data.tokenizer import Tokenizer
 from research.errors import UserError
 from research.inference.beam import Beam
+from research.inference.draws import Draws
+from research.inference.sampling import Decoding
 from research.inference.translate import Translator
 from research.models.seq2seq import Seq2Seq
 from research.models.transformer import Transformer
@@ -42,7 +44,13 @@ def translator(name, width=3):
     model, tokens = MODELS[name], jnp.zeros((1, 2), jnp.int32)
     params = jax.jit(model.build().init)(jax.random.key(0), tokens, tokens)["params"]
     params = jax.tree.map(lambda x: x * 2.0, params)
-    return Translator(model.decoder(), params, tokenizer(), context=24, beam=Beam(width)), params
+    return Translator(model.decoder(), params, tokenizer(), context=24, search=Beam(width)), params
+
+
+def fresh(search):
+    """A translator of the LSTM that has not read a line."""
+    _, params = translator("lstm")
+    return Translator(MODELS["lstm"].decoder(), params, tokenizer(), context=24, search=search)
 
 
 def test_lines_come_back_in_order_whatever_their_lengths():
@@ -56,6 +64,19 @@ def test_lines_come_back_in_order_whatever_their_lengths():
         np.testing.assert_allclose(alone.score, together[i].score, rtol=1e-4)
     assert (model.counts.split, model.counts.truncated) == (1, 0)
     assert not any("\n" in candidate.text for candidate in together)
+
+
+def test_draws_are_those_of_the_seed_and_the_number_of_the_line():
+    lines = ["b a c"] * 4
+    one, two, more = (
+        [found[0].text for found in fresh(Draws(Decoding(), seed)).translate(given)]
+        for seed, given in ((0, lines), (1, lines), (0, [*lines, "a", "c"]))
+    )
+    assert len({*one, *two}) > 4  # a model that has learned nothing says anything
+    assert more[:4] == one
+    drawn, found = (next(fresh(how).translate(lines))[0] for how in (Draws(Decoding(0.0)), Beam(1, 0.0)))
+    assert drawn.text == found.text
+    np.testing.assert_allclose(drawn.log_probability, found.log_probability, rtol=1e-4)
 
 
 @pytest.mark.slow
@@ -102,10 +123,10 @@ def test_unknown_words_are_those_of_the_source_that_are_attended_to():
     given = ["Oslo a b Rom", "Paris", ""]
     words = Tokenizer.characters("OslabRomPir ")  # as many pieces as characters
     model = Translator(
-        Copies(), {}, unigram, context=64, beam=Beam(1), source_tokenizer=words, replace_unknown=True
+        Copies(), {}, unigram, context=64, search=Beam(1), source_tokenizer=words, replace_unknown=True
     )
     assert [found[0].text for found in model.translate(given)] == given
-    plain = Translator(Copies(), {}, unigram, context=64, beam=Beam(1), source_tokenizer=words)
+    plain = Translator(Copies(), {}, unigram, context=64, search=Beam(1), source_tokenizer=words)
     assert next(plain.translate(["Paris"]))[0].text == ""
 
 
@@ -165,7 +186,7 @@ def learned(model, texts, wanted, steps):
     memory = optimizer.init(params)
     for i in range(steps):
         params, memory = step(params, memory, batches[i])
-    return Translator(model.decoder(), params, tokenizer(), context=32, beam=Beam(2))
+    return Translator(model.decoder(), params, tokenizer(), context=32, search=Beam(2))
 
 
 def right(model, texts, wanted):
