@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import lzma
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -14,6 +16,10 @@ from research.errors import UserError, nearest
 
 _TOKENS = 1 << 13
 """Tokens scored at once."""
+_AHEAD = 8
+"""Batches that are dispatched before one is waited for."""
+_TELL = 10.0
+"""Seconds between two messages."""
 _FIELDS = ("sentence_good", "sentence_bad", "UID", "linguistics_term")
 _SUMMARY = "models_summary.jsonl"
 """BLiMP's file of published accuracies; it may lie beside the pairs."""
@@ -76,41 +82,65 @@ def _pair(line: str, where: str) -> Pair:
     return Pair(*(record[field] for field in _FIELDS))
 
 
-def pseudo_log_likelihoods(score: Score, sequences: Sequence[Sequence[int]]) -> np.ndarray:
+def pseudo_log_likelihoods(
+    score: Score, sequences: Sequence[Sequence[int]], report: Callable[[str], None]
+) -> np.ndarray:
     """Returns the sum, over a sequence's inner tokens, of log p(token | all others) (Salazar et al., 2020).
 
     Args:
       score: a masked model's.
       sequences: token ids, with what the model expects before and after a sentence; those two are not scored.
+      report: receives how far it is, every ten seconds.
     """
     rows = [(i, place) for i, ids in enumerate(sequences) for place in range(1, len(ids) - 1)]
-    return _sums(score, sequences, rows)
+    return _sums(score, sequences, rows, report)
 
 
-def log_likelihoods(score: Score, sequences: Sequence[Sequence[int]]) -> np.ndarray:
+def log_likelihoods(
+    score: Score, sequences: Sequence[Sequence[int]], report: Callable[[str], None]
+) -> np.ndarray:
     """Returns the sum, over a sequence's tokens after the first, of log p(token | those before it).
 
     Args:
       score: a causal model's.
       sequences: token ids, each beginning with the token that begins a text.
+      report: receives how far it is, every ten seconds.
     """
-    return _sums(score, sequences, [(i, 0) for i in range(len(sequences))])
+    return _sums(score, sequences, [(i, 0) for i in range(len(sequences))], report)
 
 
-def _sums(score: Score, sequences: Sequence[Sequence[int]], rows: list[tuple[int, int]]) -> np.ndarray:
+def _sums(
+    score: Score,
+    sequences: Sequence[Sequence[int]],
+    rows: Sequence[tuple[int, int]],
+    report: Callable[[str], None],
+) -> np.ndarray:
     """Returns the sum of the scores of each sequence's rows (sequence, place), batched by width."""
     totals = np.zeros(len(sequences), np.float64)
     buckets: dict[int, list[tuple[int, int]]] = {}
     for row in rows:
         buckets.setdefault(_width(len(sequences[row[0]])), []).append(row)
+    begin = told = time.monotonic()
+    done, dispatched = 0, collections.deque[tuple[Sequence[tuple[int, int]], np.ndarray]]()
+
+    def take() -> None:
+        nonlocal done, told
+        part, values = dispatched.popleft()
+        np.add.at(totals, [i for i, _ in part], np.asarray(values, np.float64)[: len(part)])
+        done += len(part)
+        if (now := time.monotonic()) > told + _TELL:
+            told = now
+            report(f"scored {done:,} of {len(rows):,} rows, {done / (now - begin):,.0f} a second")
+
     for width, members in sorted(buckets.items()):
         size = max(1, _TOKENS // width)
-        parts = [members[start : start + size] for start in range(0, len(members), size)]
-        # Every batch is dispatched before any is waited for.
-        found = [score(*_arrays(sequences, part, size, width)) for part in parts]
-        for part, values in zip(parts, found, strict=True):
-            index = [i for i, _ in part]
-            np.add.at(totals, index, np.asarray(values, np.float64)[: len(part)])
+        for start in range(0, len(members), size):
+            part = members[start : start + size]
+            dispatched.append((part, score(*_arrays(sequences, part, size, width))))
+            if len(dispatched) > _AHEAD:
+                take()
+    while dispatched:
+        take()
     return totals
 
 

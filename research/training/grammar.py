@@ -47,7 +47,7 @@ def evaluate(trained: Trained, path: str, *, report: Callable[[str], None]) -> d
     sequences, truncated = _sequences(trained, sentences)
     if truncated:
         report(f"{truncated:,} sentences are longer than the model's context, and cut")
-    scores = _scores(trained, sequences)
+    scores = _scores(trained, sequences, report)
     of = dict(zip(sentences, scores.tolist(), strict=True))
     good, bad = (np.array([of[getattr(pair, side)] for pair in pairs]) for side in ("good", "bad"))
     return {
@@ -73,10 +73,12 @@ def _sequences(trained: Trained, sentences: Sequence[str]) -> tuple[list[list[in
     return sequences, sum(len(ids) > room for ids in encoded)
 
 
-def _scores(trained: Trained, sequences: Sequence[Sequence[int]]) -> np.ndarray:
+def _scores(
+    trained: Trained, sequences: Sequence[Sequence[int]], report: Callable[[str], None]
+) -> np.ndarray:
     if isinstance(trained.experiment.model, BERT):
-        return pseudo_log_likelihoods(masked_score(trained), sequences)
-    return log_likelihoods(causal_score(trained), sequences)
+        return pseudo_log_likelihoods(masked_score(trained), sequences, report)
+    return log_likelihoods(causal_score(trained), sequences, report)
 
 
 def masked_score(trained: Trained) -> Score:

@@ -46,7 +46,7 @@ def small_batches(monkeypatch):
     monkeypatch.setattr(minimal_pairs, "_TOKENS", 32)  # several batches of a width, the last one filled up
 
 
-def test_pseudo_log_likelihood_is_that_of_a_loop_one_token_at_a_time():
+def test_pseudo_log_likelihood_is_that_of_a_loop_one_token_at_a_time(monkeypatch):
     run = trained(BERT(vocabulary=13, context=12, layers=1, width=16, heads=2, dropout=0.0, depth="unroll"))
     apply = jax.jit(run.experiment.model.build().apply)
     expected = []
@@ -59,7 +59,13 @@ def test_pseudo_log_likelihood_is_that_of_a_loop_one_token_at_a_time():
             logits = np.asarray(apply({"params": run.params}, hidden, real)[0], np.float64)[0, place]
             total += logits[ids[place]] - np.log(np.exp(logits).sum())
         expected.append(total)
-    np.testing.assert_allclose(pseudo_log_likelihoods(masked_score(run), SEQUENCES), expected, rtol=1e-5)
+    monkeypatch.setattr(minimal_pairs, "_TELL", -1.0)
+    monkeypatch.setattr(minimal_pairs, "_AHEAD", 1)
+    told: list[str] = []
+    found = pseudo_log_likelihoods(masked_score(run), SEQUENCES, told.append)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    rows = sum(len(ids) - 2 for ids in SEQUENCES)
+    assert len(told) > 1 and told[-1].startswith(f"scored {rows} of {rows} rows")
 
 
 def test_log_likelihood_is_that_of_a_loop_one_token_at_a_time():
@@ -71,7 +77,8 @@ def test_log_likelihood_is_that_of_a_loop_one_token_at_a_time():
         logits = np.asarray(apply({"params": run.params}, padded)[0], np.float64)[0]
         scores = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
         expected.append(sum(scores[at, ids[at + 1]] for at in range(len(ids) - 1)))
-    np.testing.assert_allclose(log_likelihoods(causal_score(run), SEQUENCES), expected, rtol=1e-5)
+    found = log_likelihoods(causal_score(run), SEQUENCES, print)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_accuracies_are_means_over_paradigms_and_ties_are_wrong():
