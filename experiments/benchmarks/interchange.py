@@ -6,9 +6,9 @@ Needs the extra "peers". A checkpoint of random weights in the shape of the mode
 `transformers`. Import, our load of the imported run, export, `from_pretrained` (of the checkpoint, with every
 weight read), and that with `save_pretrained` then run in processes of their own, by turns, and each tells its
 wall-clock seconds after its imports, and its peak resident memory (mapped pages of files count) above
-what it had then. Before that, it takes as much memory as the checkpoint has and gives it back: a virtual
-machine's host may be slow to give memory that it was given back. What is read has been read before, or, with --cold, is not in the page cache. Medians over
-the rounds. Run it on a machine with nothing else to do.
+what it had then. Before that, it takes as much memory as the checkpoint has and gives it back: the host of a
+virtual machine may be slow to give memory that it was given back. What is read has been read before, or, with
+--cold, is not in the page cache. Medians over the rounds. Run it on a machine with nothing else to do.
 """
 
 from __future__ import annotations
