@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
 
 from research.ablation.grid import load_ablation, rows
-from research.training.description import load_description
+from research.training.description import load_description, load_experiment, to_json
 from research.training.experiment import Experiment
 from research.training.validity import validate
 
@@ -37,3 +38,13 @@ def test_an_experiment_holds_together_and_says_how_it_is_run(file):
 def test_the_combinations_of_an_ablation_hold_together(file):
     assert len(rows(dataclasses.replace(load_ablation(file), matched=()))) > 1
     assert f"headway ablate {file.relative_to(EXPERIMENTS.parent)}" in file.read_text(encoding="utf-8")
+
+
+def test_pretraining_pays_starts_from_any_masked_language_model(tmp_path, monkeypatch):
+    experiment = load_experiment(EXPERIMENTS / "bert" / "quickstart.py")
+    (tmp_path / "experiment.json").write_text(json.dumps(to_json(experiment)))
+    monkeypatch.setenv("RUN", str(tmp_path))
+    monkeypatch.setenv("DATA", str(tmp_path))
+    ablation = load_ablation(EXPERIMENTS / "bert" / "pretraining_pays.py")
+    assert len(rows(dataclasses.replace(ablation, matched=()))) == 12
+    assert ablation.base.model.bert == experiment.model

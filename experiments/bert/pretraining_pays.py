@@ -17,7 +17,7 @@ from finetune_snips import experiment as snips
 
 from research.ablation.grid import Ablation, Factor
 from research.errors import UserError
-from research.training.experiment import Evaluation, Experiment
+from research.training.experiment import Checkpointing, Evaluation, Experiment
 from research.training.warm_start import started_from
 
 
@@ -45,7 +45,10 @@ def ablation() -> Ablation:
     return Ablation(
         name="pretraining-pays",
         base=dataclasses.replace(
-            started_from(banking77(), run), steps=1500, evaluation=Evaluation(every=300, patience=3)
+            started_from(banking77(), run),
+            steps=1500,
+            evaluation=Evaluation(every=300, patience=3),
+            checkpointing=Checkpointing(every=300, keep_last=1),
         ),
         factors=(
             Factor("text", tuple(next(iter(tasks.values()))), tasks),
