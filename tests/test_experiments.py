@@ -47,4 +47,4 @@ def test_pretraining_pays_starts_from_any_masked_language_model(tmp_path, monkey
     monkeypatch.setenv("DATA", str(tmp_path))
     ablation = load_ablation(EXPERIMENTS / "bert" / "pretraining_pays.py")
     assert len(rows(dataclasses.replace(ablation, matched=()))) == 12
-    assert ablation.base.model.bert == experiment.model
+    assert ablation.base.model.bert == dataclasses.replace(experiment.model, dropout=0.2)

@@ -149,6 +149,7 @@ def known(place: Path, cold: bool) -> None:
 def child(name: str, place: Path) -> None:
     """Does one piece of work and prints its cost."""
     work = WORK[name](place)
+    # Takes from the machine's host what the work will need, which is not what is timed.
     memory = np.empty((place / "checkpoint" / "model.safetensors").stat().st_size, np.uint8)
     memory[::4096] = 0
     del memory

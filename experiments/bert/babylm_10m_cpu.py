@@ -6,7 +6,7 @@ headway evaluate runs/bert-babylm-10m-cpu --task blimp --data.path blimp/blimp.j
 BLiMP 63.5 (mean over the paradigms, all 67,000 pairs), one run on ELTeC-eng; a KenLM 5-gram of the same text
 has 52.6, OPT-125M with 10M words of BabyLM text 62.6. 3.4M parameters, 1.6 passes over the text;
 cross-entropy 3.163 nats and 40.2 % right of the masked tokens (15 %, each hidden) of text held out. On two
-cores 63 minutes (6.3 for 300 steps; it was stopped at step 300 and went on later), and 19 for the pairs.
+cores 64 minutes (6.4 for 300 steps; it was stopped at step 300 and went on later), and 19 for the pairs.
 
 By phenomenon: irregular forms 91.4, determiner and noun 85.8, anaphors 76.6, binding 67.4, control and
 raising 65.2, filler and gap 63.5, ellipsis 63.3, s-selection 62.1, argument structure 60.4, subject and verb

@@ -50,7 +50,7 @@ def random_search(
         lengths: Int[Array, " batch"],
         limits: Int[Array, " batch"],
         numbers: UInt[Array, " batch"],
-        key: Key[Array, ""],
+        key: Key[Array, ""],  # an argument, so that programs of all seeds are one
     ) -> Hypotheses:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
         memory = decoder.encode(params, source, Tokens.of_lengths(lengths, source.shape[1]))

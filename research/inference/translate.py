@@ -74,7 +74,7 @@ class Translator:
           params: its parameters.
           tokenizer: of the target.
           context: the most tokens of a source or a target, the end of text included.
-          search: how translations are searched for, or drawn.
+          search: a beam that is searched, or how translations are drawn.
           source_tokenizer: of the source; None: that of the target.
           longest: the most tokens of a source that is translated in one piece; None: ``context``.
           replace_unknown: put the source word with most attention in the place of a word that the target's

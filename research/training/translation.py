@@ -64,7 +64,7 @@ def translator_of(
 
     Args:
       run: what translates.
-      search: how a network's translations are searched for, and how many candidates it yields; or drawn.
+      search: a beam, and how many candidates of a network's it yields, or how its translations are drawn.
       candidates: how many a phrase-based system yields.
       ensemble: runs whose probabilities are averaged with those of the first.
       replace_unknown: put source words in the place of what the target's tokenizer does not have.

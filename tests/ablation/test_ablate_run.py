@@ -71,7 +71,7 @@ def test_a_grid_goes_on_after_its_runner_was_killed_and_ends_in_a_report(tmp_pat
             fcntl.flock(lock, fcntl.LOCK_EX)
         # What it says last comes after it has given the lock back.
         while "stopped by SIGTERM" not in (point / "log.txt").read_text() and time.monotonic() < deadline:
-            time.sleep(0.1)
+            time.sleep(0.1)  # they are nobody's children now: nothing can wait for their end
         assert "stopped by SIGTERM" in (point / "log.txt").read_text()
     stopped = [
         max(int(s.name) for s in (point / "run/checkpoints").iterdir() if s.name.isdigit())

@@ -109,7 +109,8 @@ def test_sigterm_goes_to_every_process(local, monkeypatch, tmp_path):
     monkeypatch.setattr(local, "_commands", lambda command, options: ({}, processes))
 
     def terminate():
-        while len(list(tmp_path.iterdir())) < 2:
+        deadline = time.monotonic() + 30
+        while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < deadline:
             time.sleep(0.02)  # files say that the handlers are there
         os.kill(os.getpid(), signal.SIGTERM)
 
