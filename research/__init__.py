@@ -16,7 +16,7 @@ def load(run: str | Path, checkpoint: str = "best") -> Trained:
 
     Args:
       run: a run directory.
-      checkpoint: "best" (lowest validation loss), "newest", or a step.
+      checkpoint: "best" (on the validation data), "newest", or a step.
 
     Raises:
       UserError: no run directory, no such checkpoint, or one that is damaged.

@@ -30,6 +30,6 @@ def experiment() -> Experiment:
         optimizer=AdamW(learning_rate=5e-4, beta2=0.98, weight_decay=0.01, layer_decay=0.9),
         schedule=Linear(warmup=200),
         steps=3120,
-        evaluation=Evaluation(every=312, patience=3),
+        evaluation=Evaluation(every=312, best="accuracy", patience=3),
         checkpointing=Checkpointing(every=312, keep_last=1),
     )

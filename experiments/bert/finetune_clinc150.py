@@ -31,6 +31,6 @@ def experiment() -> Experiment:
             batch=32,
         ),
         steps=4690,
-        evaluation=Evaluation(every=469, patience=3),
+        evaluation=Evaluation(every=469, best="accuracy", patience=3),
         checkpointing=Checkpointing(every=469, keep_last=1),
     )

@@ -3,9 +3,9 @@
     headway train experiments/bert/finetune_glue.py --from RUN --data.source glue/cola
 
 Tasks: cola, sst2, mrpc, qqp, mnli (--data.classes 3 --model.classes 3), qnli, rte, wnli, and stsb
-(--data.task score --data.classes 1 --model.classes 1). At the end it prints accuracy, F1 and the Matthews
-correlation of the validation split, or Pearson's and Spearman's correlation. Several seeds: an ablation with
-this experiment as its base. Not run by us: the data set is downloaded.
+(--data.task score --data.classes 1 --model.classes 1 --evaluation.best loss). At the end it prints accuracy,
+F1 and the Matthews correlation of the validation split, or Pearson's and Spearman's correlation. Several
+seeds: an ablation with this experiment as its base. Not run by us: the data set is downloaded.
 """
 
 from research.data.labelled_text import LabelledText
@@ -26,6 +26,6 @@ def experiment() -> Experiment:
         optimizer=AdamW(learning_rate=3e-5, beta2=0.999, weight_decay=0.01, layer_decay=0.9),
         schedule=Linear(warmup=100),
         steps=1600,
-        evaluation=Evaluation(every=100, patience=4),
+        evaluation=Evaluation(every=100, best="accuracy", patience=4),
         checkpointing=Checkpointing(every=100, keep_last=1),
     )

@@ -23,6 +23,6 @@ def experiment() -> Experiment:
         model=dataclasses.replace(base.model, classes=7),
         data=LabelledText(text="text", label="intent", split_field="split", classes=7, length=48, batch=32),
         steps=2150,
-        evaluation=Evaluation(every=430, patience=3),
+        evaluation=Evaluation(every=430, best="accuracy", patience=3),
         checkpointing=Checkpointing(every=430, keep_last=1),
     )

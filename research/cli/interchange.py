@@ -35,7 +35,7 @@ class Export:
     float32. int8 makes a run of Headway's instead, to sample from: the blocks' matrices as 8-bit integers,
     with a scale for each output."""
     checkpoint: str = "best"
-    """Checkpoint to write: best (lowest validation loss), newest, or a step."""
+    """Checkpoint to write: best (on the validation data), newest, or a step."""
     json: bool = False
     """Print what was written as one JSON object."""
 
@@ -45,7 +45,7 @@ class Diff:
     """Says in what two runs differ: fields of their descriptions, and weights."""
 
     checkpoint: str = "best"
-    """Checkpoint of each to compare: best (lowest validation loss), newest, or a step."""
+    """Checkpoint of each to compare: best (on the validation data), newest, or a step."""
     json: bool = False
     """Print the differences as one JSON object."""
 

@@ -39,7 +39,7 @@ class Evaluate:
     """Layer of a Transformer's decoder whose attention is the alignment, from 0; default: the last but
     one."""
     checkpoint: str = "best"
-    """Checkpoint to load: best (lowest validation loss), newest, or a step."""
+    """Checkpoint to load: best (on the validation data), newest, or a step."""
     beam: int = 5
     """Width of the beam, for translation."""
     length_penalty: float = 1.0
@@ -70,7 +70,7 @@ class Sample:
     seed: int = 0
     """Seed of the draw."""
     checkpoint: str = "best"
-    """Checkpoint to load: best (lowest validation loss), newest, or a step."""
+    """Checkpoint to load: best (on the validation data), newest, or a step."""
     json: bool = False
     """Print the samples as one JSON object."""
 

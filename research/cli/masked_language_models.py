@@ -22,7 +22,7 @@ class Fill:
     top: int = 5
     """Candidates to show for each gap."""
     checkpoint: str = "best"
-    """Checkpoint to load: best (lowest validation loss), newest, or a step."""
+    """Checkpoint to load: best (on the validation data), newest, or a step."""
     json: bool = False
     """Print the candidates as one JSON object."""
 

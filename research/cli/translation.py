@@ -48,7 +48,7 @@ class Translate:
     """Print this many candidates of each line, as "line ||| text ||| score ||| log-probability"
     (a phrase-based run has no probability)."""
     checkpoint: str = "best"
-    """Checkpoint to load: best (lowest validation loss), newest, or a step."""
+    """Checkpoint to load: best (on the validation data), newest, or a step."""
     json: bool = False
     """Print one JSON object for each line: its candidates with their scores."""
 
@@ -63,7 +63,7 @@ class Compare:
     length_penalty: float = 1.0
     """Length penalty of the beam search (see translate)."""
     checkpoint: str = "best"
-    """Checkpoint of each to load: best (lowest validation loss), newest, or a step."""
+    """Checkpoint of each to load: best (on the validation data), newest, or a step."""
     json: bool = False
     """Print the result as one JSON object."""
 

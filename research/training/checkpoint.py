@@ -66,12 +66,13 @@ class Checkpoints:
     Args:
       directory: the run directory, claimed.
       policy: what to keep.
+      best: what makes a checkpoint the best, which is kept as well, as in ``Evaluation``.
     """
 
-    def __init__(self, directory: RunDirectory, policy: Checkpointing) -> None:
+    def __init__(self, directory: RunDirectory, policy: Checkpointing, best: str = "loss") -> None:
         self._directory = directory
         self._saving: int | None = None
-        self._manager = _manager(directory, policy, self._before_commit)
+        self._manager = _manager(directory, policy, best, self._before_commit)
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -303,23 +304,24 @@ def versions() -> dict[str, str]:
 
 
 def _manager(
-    directory: RunDirectory, policy: Checkpointing, committed: Callable[[], None]
+    directory: RunDirectory, policy: Checkpointing, best: str, committed: Callable[[], None]
 ) -> ocp.CheckpointManager:
     import grain
     import orbax.checkpoint as ocp
 
     _silence()
     managers = ocp.checkpoint_managers
-    # BestN keeps the last in order: the lowest loss.
+    rank = functools.partial(ranking, best=best)
+    # BestN keeps the last in order: the lowest rank.
     keep: list[Any] = [
         managers.LatestN(policy.keep_last),
-        managers.BestN(get_metric_fn=ranking, reverse=True, n=1, keep_checkpoints_without_metrics=False),
+        managers.BestN(get_metric_fn=rank, reverse=True, n=1, keep_checkpoints_without_metrics=False),
     ]
     if policy.keep_every:
         keep.append(managers.EveryNSteps(policy.keep_every))
     options = ocp.CheckpointManagerOptions(
         preservation_policy=managers.AnyPreservationPolicy(keep),
-        best_fn=ranking,  # or the metrics are not written
+        best_fn=rank,  # or the metrics are not written
         best_mode="min",
         cleanup_tmp_directories=True,
         async_options=ocp.AsyncOptions(post_finalization_callback=committed),

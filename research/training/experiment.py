@@ -71,8 +71,10 @@ class Evaluation:
     """Steps between evaluations; the last step is always evaluated."""
     batches: int | None = None
     """Batches of the validation split to read; default: all of it."""
+    best: Literal["loss", "accuracy"] = "loss"
+    """What makes a checkpoint the best: the lowest loss (bits per byte, of text), or the highest accuracy."""
     patience: int | None = None
-    """Evaluations without a lower loss after which training ends, with the best checkpoint as its result."""
+    """Evaluations without a better one after which training ends, with the best checkpoint as its result."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +84,7 @@ class Checkpointing:
     every: int = 500
     """Steps between saves; the last step is always saved."""
     keep_last: int = 2
-    """Newest checkpoints to keep (the best one by validation loss is kept as well)."""
+    """Newest checkpoints to keep (the best one is kept as well)."""
     keep_every: int | None = None
     """Keep every checkpoint whose step is a multiple of this for good."""
 

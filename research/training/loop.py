@@ -76,7 +76,7 @@ def train(
     """
     with (
         Watchdog(patience) as watchdog,
-        Checkpoints(directory, experiment.checkpointing) as checkpoints,
+        Checkpoints(directory, experiment.checkpointing, experiment.evaluation.best) as checkpoints,
         Interrupt() as interrupt,
     ):
         loop = _Loop(program, experiment, directory, display, checkpoints, interrupt, watchdog, profile)
@@ -116,7 +116,7 @@ class _Loop:
         self.started = time.monotonic()
         self.validation: tuple[int, dict[str, float]] = (self.step, self._validation_there())
         rows = (row for row in directory.rows() if row["step"] <= self.step and "valid/loss" in row)
-        self.losses = [ranking(row) for row in rows]
+        self.ranks = [ranking(row, experiment.evaluation.best) for row in rows]
         self.writer = MetricsWriter(directory, self.step)
         self.pending: tuple[int, dict[str, np.ndarray], dict[str, jax.Array]] | None = None
         self.watch, self.stragglers = Stopwatch(), Stragglers()
@@ -185,9 +185,9 @@ class _Loop:
     def _exhausted(self) -> bool:
         """Returns whether the last evaluations, as many as the experiment's patience, brought nothing."""
         patience = self.experiment.evaluation.patience
-        if patience is None or len(self.losses) <= patience:
+        if patience is None or len(self.ranks) <= patience:
             return False
-        return min(self.losses[-patience:]) >= min(self.losses[:-patience])
+        return min(self.ranks[-patience:]) >= min(self.ranks[:-patience])
 
     def outcome(self) -> Outcome:
         """Waits for the last save and sums up."""
@@ -262,7 +262,7 @@ class _Loop:
         with self.watch.paused(), jax.transfer_guard("allow"):
             metrics = self.program.evaluate(self.state)
             self.validation = (self.step, metrics)
-            self.losses.append(ranking(metrics))
+            self.ranks.append(ranking(metrics, self.experiment.evaluation.best))
             self.writer.write(self.step, {**metrics, "seconds": self._seconds()})
             self.display.evaluation(self.step, metrics)
         self.watchdog.alive(f"taking step {self.step + 1}")

@@ -112,9 +112,10 @@ class RunDirectory:
         return steps[-1]
 
     def best(self) -> int:
-        """Returns the step of the checkpoint with the lowest validation loss; the newest if none has one."""
-        losses = {step: ranking(self.checkpoint_metrics(step)) for step in self.steps()}
-        evaluated = {step: loss for step, loss in losses.items() if math.isfinite(loss)}
+        """Returns the step of the checkpoint that validation found best; the newest if none was evaluated."""
+        best = self.description().get("evaluation", {}).get("best", "loss")
+        ranks = {step: ranking(self.checkpoint_metrics(step), best) for step in self.steps()}
+        evaluated = {step: rank for step, rank in ranks.items() if math.isfinite(rank)}
         return min(evaluated, key=lambda step: (evaluated[step], -step)) if evaluated else self.newest()
 
     def checkpoint_step(self, which: str | int) -> int:
@@ -164,9 +165,17 @@ class RunDirectory:
                 )
 
 
-def ranking(metrics: dict[str, float]) -> float:
-    """Returns the figure that says which checkpoint is best (lower is better); infinity if there is none."""
-    figure = metrics.get("valid/bits_per_byte", metrics.get("valid/loss", math.inf))
+def ranking(metrics: dict[str, float], best: str = "loss") -> float:
+    """Returns the figure that says which checkpoint is best (lower is better); infinity if there is none.
+
+    Args:
+      metrics: of the validation.
+      best: what makes it the best, as in ``Evaluation``.
+    """
+    if best == "accuracy":
+        figure = -metrics.get("valid/accuracy", -math.inf)
+    else:
+        figure = metrics.get("valid/bits_per_byte", metrics.get("valid/loss", math.inf))
     return figure if math.isfinite(figure) else math.inf
 
 

@@ -25,7 +25,9 @@ from research.models.seq2seq import Alignment, Seq2Seq
 from research.models.stacks import nearest_divisors
 from research.models.transformer import Transformer
 from research.objectives.causal_lm import CausalLM
+from research.objectives.classification import Classification
 from research.objectives.masked_lm import MaskedLM
+from research.objectives.recall import Recall
 from research.objectives.translation import Translation
 from research.training.description import kind
 from research.training.experiment import LEARNABLE, Checkpointing, Evaluation, Experiment
@@ -165,8 +167,16 @@ def _problems(experiment: Experiment, mesh: Mapping[str, int] | None) -> Iterato
             "evaluation.patience needs a checkpoint at every evaluation: evaluation.every "
             f"{evaluation.every} is no multiple of checkpointing.every {checkpointing.every}"
         )
+    if evaluation.best == "accuracy" and not _accurate(experiment):
+        yield "evaluation.best is 'accuracy', which this objective's validation does not have; choose 'loss'"
     if mesh is not None:
         yield from _mesh_problems(experiment, mesh)
+
+
+def _accurate(experiment: Experiment) -> bool:
+    """Returns whether validation counts right answers."""
+    scored = getattr(experiment.data, "task", None) == "score"
+    return isinstance(experiment.objective, (Classification, MaskedLM, Recall)) and not scored
 
 
 def _out_of_range(description: Any, prefix: str) -> Iterator[str]:

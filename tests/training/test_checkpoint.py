@@ -14,7 +14,7 @@ from test_resume import assert_same_state, finish
 
 from research.errors import UserError
 from research.training import checkpoint, run_directory
-from research.training.experiment import Checkpointing
+from research.training.experiment import Checkpointing, Evaluation
 from research.training.metrics import MetricsWriter
 from research.training.progress import Display
 
@@ -77,6 +77,22 @@ def test_the_best_is_kept_over_a_resume_and_beside_checkpoints_without_evaluatio
     assert run_directory.open_run(tmp_path).steps() == [6, 12]
     run(tmp_path, program, experiment(18, save=2, evaluate=3, keep_last=1))
     assert run_directory.open_run(tmp_path).steps() == [6, 18]
+
+
+def test_the_best_by_accuracy_is_kept_and_patience_counts_from_it(tmp_path):
+    program = build()
+    accuracies = {2: 0.5, 4: 0.6, 6: 0.9, 8: 0.8, 10: 0.7, 12: 0.95}
+    program.evaluate = lambda state: {  # the lowest loss is that of step 2
+        "valid/loss": float(state.step),
+        "valid/accuracy": accuracies[int(state.step)],
+    }
+    wanted = dataclasses.replace(
+        experiment(12, save=2, evaluate=2, keep_last=1),
+        evaluation=Evaluation(every=2, best="accuracy", patience=2),
+    )
+    run(tmp_path, program, wanted)
+    directory = run_directory.open_run(tmp_path)
+    assert (directory.steps(), directory.best()) == ([6, 10], 6)  # 8 and 10 were no better
 
 
 def test_what_is_saved_is_the_state_of_the_step_though_its_buffers_are_donated(tmp_path):

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from research.errors import UserError
-from research.training.run_directory import RunDirectory, claim, open_run
+from research.training.run_directory import FORMAT, RunDirectory, claim, open_run
 
 BASE = {"name": "x", "steps": 10, "model": {"kind": "gpt", "layers": 4, "width": 64}, "sharding": {"data": 1}}
 
@@ -140,6 +140,7 @@ def test_checkpoints_by_name(tmp_path):
             (folder / "metrics").write_text(json.dumps({"valid/loss": 9.0, "valid/bits_per_byte": loss}))
     (tmp_path / "checkpoints" / "130.orbax-checkpoint-tmp").mkdir()
     directory = RunDirectory(tmp_path)
+    directory.experiment.write_text(json.dumps({"format": FORMAT}))
     assert directory.steps() == sorted(losses)
     assert directory.checkpoint_step("newest") == 120
     assert directory.checkpoint_step("best") == 10

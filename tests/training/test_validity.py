@@ -75,6 +75,7 @@ ONE = {"data": 1, "fsdp": 1, "tensor": 1, "sequence": 1}
         ({"optimizer": "muon", "optimizer.learning_rate": "-1"}, "optimizer.learning_rate is -1.0"),
         ({"schedule.final": "1.5"}, "schedule.final is 1.5; it must be between 0 and 1"),
         ({"checkpointing.keep_last": "0"}, "checkpointing.keep_last is 0; it must be at least 1"),
+        ({"evaluation.best": "accuracy"}, "which this objective's validation does not have; choose 'loss'"),
         ({"evaluation.batches": "0"}, "evaluation.batches is 0; it must be at least 1"),
         ({"name": ""}, "name is empty"),
     ],
