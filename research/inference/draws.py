@@ -58,7 +58,7 @@ def random_search(
         def one(logits: Float[Array, " vocabulary"], key: Key[Array, ""]) -> Int[Array, ""]:
             return choose(logits[None], draws.decoding, key)[0]
 
-        def advance(state: tuple[Any, ...]) -> tuple[Any, ...]:
+        def advance(params: Any, state: tuple[Any, ...]) -> tuple[Any, ...]:
             count, last, done, totals, cache, tokens = state
             place = Tokens(jnp.broadcast_to(count, (len(last), 1)))
             logits, cache = decoder.step(params, last[:, None], memory, place, cache)
@@ -73,13 +73,22 @@ def random_search(
             return count + 1, chosen, done | (chosen == end), totals, cache, tokens
 
         batch = len(source)
-        first = advance((
+        first = advance(params, (
             jnp.zeros((), jnp.int32), jnp.full((batch,), begin, jnp.int32), jnp.zeros((batch,), bool),
             jnp.zeros((batch,)), decoder.empty_cache(batch, slots), jnp.full((batch, slots), end, jnp.int32),
         ))  # fmt: skip
-        *_, totals, _, tokens = jax.lax.while_loop(
-            lambda state: (state[0] < slots) & ~state[2].all(), advance, first
-        )
-        return Hypotheses(tokens[:, None], totals[:, None], totals[:, None])
+
+        def go_on(params: Any, first: tuple[Any, ...]) -> Hypotheses:
+            *_, totals, _, tokens = jax.lax.while_loop(
+                lambda state: (state[0] < slots) & ~state[2].all(), functools.partial(advance, params), first
+            )
+            return Hypotheses(tokens[:, None], totals[:, None], totals[:, None])
+
+        def apart(params: Any, first: tuple[Any, ...]) -> Hypotheses:
+            *before, cache, tokens = first
+            params, cache = decoder.apart(params, cache)
+            return go_on(params, (*before, cache, tokens))
+
+        return jax.lax.platform_dependent(params, first, cpu=apart, default=go_on)
 
     return functools.partial(jax.jit(draw), key=jax.random.key(draws.seed))
