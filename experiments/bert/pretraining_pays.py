@@ -8,6 +8,17 @@ means and spreads of the accuracy after the last step on what the owners of each
 validation texts; CLINC150: the 4,500 test requests that are in scope), so none is chosen by it. Runs take the
 same steps, whichever their text, with the same dropout, and each start has the optimizer that served it best
 on a tenth of Banking77: a run pre-trained by Muon goes on with Muon.
+
+Measured, from the run of babylm_10m_cpu.py (two points at a time on two cores, 107 minutes with other work
+beside them): accuracy in percent, mean and standard deviation of three seeds.
+
+    text, labels             pre-trained    random values    difference (95 % interval)
+    Banking77, all            91.8 ± 0.6       90.0 ± 0.5                     1.9 ± 1.6
+    Banking77, a tenth        77.3 ± 0.5       74.4 ± 0.3                     3.0 ± 0.8
+    CLINC150, all             92.6 ± 0.1       91.2 ± 0.2                     1.4 ± 0.5
+    CLINC150, a tenth         81.7 ± 0.5       77.2 ± 0.5                     4.5 ± 0.7
+    SNIPS, all                98.4 ± 0.2       98.1 ± 0.4                     0.2 ± 1.1
+    SNIPS, a tenth            97.0 ± 0.4       96.7 ± 0.4                     0.3 ± 1.8
 """
 
 import dataclasses

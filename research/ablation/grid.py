@@ -11,7 +11,7 @@ import functools
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ class Ablation:
     base: Experiment
     """What every run has in common."""
     factors: tuple[Factor, ...]
-    """What is varied; the first combination is what the others are compared with."""
+    """What is varied; the first combination is what the others are compared with (see ``apart``)."""
     learning_rates: tuple[float, ...] = ()
     """Peak learning rates tried for every combination with the first seed; the rate with the best quality is
     kept for the other seeds. Empty: each combination's own."""
@@ -80,6 +80,12 @@ class Ablation:
     def across(self) -> tuple[str, ...]:
         """Names of the factors over whose choices parameter counts agree."""
         return tuple(factor.name for factor in self.factors) if self.matched is None else self.matched
+
+    @property
+    def apart(self) -> tuple[str, ...]:
+        """Names of the other factors, if any are matched: rows are compared within one choice of each."""
+        across = self.across
+        return tuple(factor.name for factor in self.factors if across and factor.name not in across)
 
     def rates(self, row: Row) -> tuple[float, ...]:
         """Returns the learning rates that are tried for a combination."""
@@ -260,18 +266,20 @@ def _problems(ablation: Ablation) -> Iterator[str]:
                 yield f"the factors {one.name!r} and {other.name!r} both vary {field}"
 
 
+def reference(ablation: Ablation, row: Row, rows: Sequence[Row]) -> Row:
+    """Returns what a row is compared with: the first with the same choices of the factors set ``apart``."""
+    own = [label for label in row.labels if label[0] in ablation.apart]
+    return next(other for other in rows if all(label in other.labels for label in own))
+
+
 def _matched(ablation: Ablation, row: Row, before: list[Row]) -> Row:
     """Returns the row with its feed-forward width such that it has as many parameters as its reference."""
-    across = ablation.across
-    own = [label for label in row.labels if label[0] not in across]
-    reference = next(
-        (other for other in before if [label for label in other.labels if label[0] not in across] == own), row
-    )
-    target = reference.parameters
-    if abs(row.parameters - target) <= TOLERANCE * target:
+    first = reference(ablation, row, [*before, row])
+    target = first.parameters
+    if not ablation.across or abs(row.parameters - target) <= TOLERANCE * target:
         return row
-    advice = f"change the choice, or leave its factor out of matched={across}"
-    counts = f"{row.parameters:,} parameters, {target:,} in {reference.title!r}"
+    advice = f"change the choice, or leave its factor out of matched={ablation.across}"
+    counts = f"{row.parameters:,} parameters, {target:,} in {first.title!r}"
     refused = f"{ablation.name}, {row.title}: {counts}, and "
     if _WIDTH not in dict(leaves(row.experiment)):
         raise UserError(f"{refused}its model has no feed_forward_width to make them agree by; {advice}")

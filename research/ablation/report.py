@@ -62,7 +62,7 @@ def table(ablation: Ablation, found: Sequence[Summary]) -> tuple[list[str], list
         "parameters",
         "learning rate",
         f"{metric_label(ablation.quality)} ({interval})",
-        "less the first row's, paired by seed",
+        "less the reference's, paired by seed",
         "training tokens/s",
         "seconds to train",
         "peak memory (MiB)",
@@ -195,6 +195,7 @@ def _introduction(ablation: Ablation, found: Sequence[Summary]) -> str:
         if seeds > 1
         else "One seed, so there are no intervals: small differences mean nothing."
     )
+    within = f" with the same {' and '.join(ablation.apart)}" if ablation.apart else ""
     rates = (
         " Each row has the best of the learning rates "
         f"{', '.join(f'{rate:g}' for rate in ablation.learning_rates)}."
@@ -203,8 +204,8 @@ def _introduction(ablation: Ablation, found: Sequence[Summary]) -> str:
     )
     return (
         f"{ablation.base.steps:,} steps of {ablation.base.data.tokens_per_step:,} tokens. {said}{rates} "
-        f"{matched} Times are this machine's; peak memory is the accelerator's, or on a CPU that of the "
-        "whole process, Python and compiler included."
+        f"{matched} The reference of a row is the first{within}. Times are this machine's; peak memory is "
+        "the accelerator's, or on a CPU that of the whole process, Python and compiler included."
     )
 
 

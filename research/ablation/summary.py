@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from research.ablation.grid import Ablation, Row
+from research.ablation.grid import Ablation, Row, reference
 from research.ablation.runner import Result, best_rate, quality
 from research.report.statistics import Estimate, difference, estimate
 
@@ -23,7 +23,7 @@ class Summary:
     """Those of the first seed, at every learning rate."""
     quality: Estimate | None
     less_reference: Estimate | None
-    """Quality less that of the first row, seed by seed."""
+    """Quality less that of the row it is compared with, seed by seed; None: it is compared with none."""
     failures: tuple[str, ...]
     """Why points failed, with their rates and seeds."""
 
@@ -35,23 +35,23 @@ class Summary:
 
 
 def summaries(ablation: Ablation, rows: Sequence[Row], results: Sequence[Result]) -> list[Summary]:
-    """Returns a summary of each row; the first is what the others are compared with."""
+    """Returns a summary of each row."""
     found: list[Summary] = []
-    reference: dict[int, float] = {}
+    qualities: dict[str, dict[int, float]] = {}
     for row in rows:
         own = [result for result in results if result["labels"] == dict(row.labels)]
         tried = tuple(result for result in own if result["seed"] == ablation.seeds[0])
         rate = best_rate(ablation, tried)
         kept = tuple(r for r in own if "failed" not in r and r["learning_rate"] == rate)
         by_seed = {result["seed"]: quality(ablation, result) for result in kept}
-        if row is rows[0]:
-            reference = by_seed
+        qualities[row.slug] = by_seed
+        first = reference(ablation, row, rows)
         failures = tuple(
             f"learning rate {r['learning_rate']:g}, seed {r['seed']}: {r['failed']}"
             for r in own
             if "failed" in r
         )
         mean = estimate(list(by_seed.values())) if by_seed else None
-        less = None if row is rows[0] else difference(by_seed, reference)
+        less = None if row is first else difference(by_seed, qualities[first.slug])
         found.append(Summary(row, rate, kept, tried, mean, less, failures))
     return found

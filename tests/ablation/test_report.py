@@ -67,13 +67,40 @@ def test_a_row_has_the_mean_over_seeds_at_its_best_rate(found):
     assert full.failures == ("learning rate 0.9, seed 0: not finite at step 3: first bad tensor is the loss",)
 
 
+def test_a_row_is_compared_with_the_first_that_differs_in_matched_factors_alone():
+    grid = Ablation(
+        "grid",
+        BASE,
+        (Factor("text", ("data",), {"a": {}, "b": {}}), *GRID.factors),
+        matched=("attention",),
+        seeds=(0, 1),
+    )
+    kinds = [(text, attention) for text in "ab" for attention in ("full", "window")]
+    rows = tuple(Row((("text", text), ("attention", kind)), BASE, 1000) for text, kind in kinds)
+    losses = {("a", "full"): 9.0, ("a", "window"): 9.5, ("b", "full"): 1.0, ("b", "window"): 1.125}
+    results = [
+        {
+            "labels": dict(row.labels),
+            "seed": seed,
+            "learning_rate": 1e-3,
+            "metrics": {"valid/loss": losses[kind] + seed},
+        }
+        for row, kind in zip(rows, kinds, strict=True)
+        for seed in grid.seeds
+    ]
+    less = [one.less_reference for one in summaries(grid, rows, results)]
+    assert [None if x is None else x.mean for x in less] == [None, 0.5, None, 0.125]
+    everything = summaries(dataclasses.replace(grid, matched=()), rows, results)
+    assert [x.less_reference and x.less_reference.mean for x in everything] == [None, 0.5, -8.0, -7.875]
+
+
 def test_the_tables_are_there_as_csv(found):
     place, results, _ = found
     with open(place / "rows.csv") as file:
         rows = list(csv.DictReader(file))
     assert [row["attention"] for row in rows] == ["full", "window"]
     assert rows[1]["validation loss (nats) (± 95% interval)"].startswith("1.2500 ± 2.4841")
-    assert rows[1]["less the first row's, paired by seed"] == "0.2500 ± 0.0000"
+    assert rows[1]["less the reference's, paired by seed"] == "0.2500 ± 0.0000"
     assert (rows[0]["state at 8 tokens (bytes)"], rows[0]["state at 16 tokens (bytes)"]) == ("2048", "2048")
     with open(place / "points.csv") as file:
         points = list(csv.DictReader(file))
