@@ -49,6 +49,10 @@ def ablation():
 """
 
 
+def _steps_saved(point: Path) -> list[int]:
+    return [int(place.name) for place in (point / "run" / "checkpoints").glob("*") if place.name.isdigit()]
+
+
 @pytest.mark.slow
 def test_a_grid_goes_on_after_its_runner_was_killed_and_ends_in_a_report(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -61,10 +65,13 @@ def test_a_grid_goes_on_after_its_runner_was_killed_and_ends_in_a_report(tmp_pat
         [*command, "--steps", "1000000"], env=environment, stderr=subprocess.PIPE
     ) as process:
         deadline = time.monotonic() + 240
-        saved = [point / "run" / "checkpoints" / "10" for point in points]
-        while not all(place.exists() for place in saved) and time.monotonic() < deadline:
-            time.sleep(0.1)  # files are looked for: nothing tells when they are there
+        # One point and then the other: the one that began first may have deleted its oldest by then.
+        for point in points:
+            while not _steps_saved(point) and time.monotonic() < deadline:
+                time.sleep(0.1)  # files are looked for: nothing tells when they are there
         process.send_signal(signal.SIGKILL)
+    assert all(_steps_saved(point) for point in points)
+    deadline = time.monotonic() + 60
     # The points notice that nobody waits for them, save, and stop, which gives their locks back.
     for point in points:
         with open(point / "run" / "lock") as lock:
@@ -73,11 +80,7 @@ def test_a_grid_goes_on_after_its_runner_was_killed_and_ends_in_a_report(tmp_pat
         while "stopped by SIGTERM" not in (point / "log.txt").read_text() and time.monotonic() < deadline:
             time.sleep(0.1)  # they are nobody's children now: nothing can wait for their end
         assert "stopped by SIGTERM" in (point / "log.txt").read_text()
-    stopped = [
-        max(int(s.name) for s in (point / "run/checkpoints").iterdir() if s.name.isdigit())
-        for point in points
-    ]
-    last = max(stopped) + 20
+    last = max(step for point in points for step in _steps_saved(point)) + 20
     done = subprocess.run(
         [*command, "--steps", str(last), "--json"],
         env=environment,
