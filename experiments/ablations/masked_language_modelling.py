@@ -16,7 +16,7 @@ from research.training.experiment import Checkpointing, Evaluation, Experiment
 from research.training.optimizer import Muon
 from research.training.schedule import Linear
 
-ATTENTION = "model.attention"
+ATTENTION, POSITIONS = "model.attention", "model.positions"
 
 
 def ablation() -> Ablation:
@@ -54,9 +54,19 @@ def ablation() -> Ablation:
         "big-bird": {ATTENTION: "big-bird", f"{ATTENTION}.block": 8},
         "linear transformer": {ATTENTION: "linear-transformer"},
         "performer": {ATTENTION: "performer"},
+        "latent": {ATTENTION: "latent", f"{ATTENTION}.rank": 64},
+        "reformer": {ATTENTION: "reformer"},
+        "based": {ATTENTION: "based"},
+        "retention": {ATTENTION: "retention", POSITIONS: None},
+        "gated linear attention": {ATTENTION: "gla", POSITIONS: None},
+        "mamba-2": {ATTENTION: "mamba2", POSITIONS: None},
+        "delta rule": {ATTENTION: "delta-net", POSITIONS: None},
+        "gated delta rule": {ATTENTION: "gated-delta-net", POSITIONS: None},
+        "kimi delta": {ATTENTION: "kimi-delta", POSITIONS: None},
+        "rwkv-7": {ATTENTION: "rwkv7", POSITIONS: None},
     }
     return Ablation(
         name="masked-language-modelling",
         base=base,
-        factors=(Factor("attention", (ATTENTION,), choices),),
+        factors=(Factor("attention", (ATTENTION, POSITIONS), choices),),
     )

@@ -54,7 +54,10 @@ def write(ablation: Ablation, rows: Sequence[Row], results: Sequence[Result], di
 
 
 def table(ablation: Ablation, found: Sequence[Summary]) -> tuple[list[str], list[list[page.Cell]]]:
-    """Returns the names of the columns and a row for each summary; a row cut short ends in why it failed."""
+    """Returns the names of the columns and a row for each summary; a row cut short ends in why it failed.
+
+    Columns of which no row has anything (an encoder decodes nothing) are left out.
+    """
     longest = str(max(ablation.contexts))
     interval = f"± {CONFIDENCE:.0%} interval" if len(ablation.seeds) > 1 else "one seed"
     header = [
@@ -91,7 +94,14 @@ def table(ablation: Ablation, found: Sequence[Summary]) -> tuple[list[str], list
             None if seconds is None else 1e3 * seconds,
         ]
         body.append(cells)
-    return header, body
+    return _filled(header, body)
+
+
+def _filled(header: list[str], body: list[list[page.Cell]]) -> tuple[list[str], list[list[page.Cell]]]:
+    whole = [row for row in body if len(row) == len(header)]
+    kept = [n for n in range(len(header)) if not whole or any(row[n] is not None for row in whole)]
+    pick = [[row[n] for n in kept] if len(row) == len(header) else row for row in body]
+    return [header[n] for n in kept], pick
 
 
 def text_table(header: Sequence[str], body: Sequence[Sequence[page.Cell]]) -> str:

@@ -109,6 +109,18 @@ def test_the_tables_are_there_as_csv(found):
     assert points[0]["metrics/valid/loss"] == "1.0" and points[0]["decode_seconds/16"] == "0.002"
 
 
+def test_columns_that_no_row_fills_are_left_out(found):
+    _, results, _ = found
+    encoders = [{**r, "state_bytes": {}, "decode_seconds": {}} for r in results]
+    (whole, _), (header, body) = (table(GRID, summaries(GRID, ROWS, each)) for each in (results, encoders))
+    assert [name for name in whole if name not in header] == [
+        "state at 8 tokens (bytes)",
+        "state at 16 tokens (bytes)",
+        "decoding a token at 16 tokens (ms)",
+    ]
+    assert [len(row) for row in body] == [len(header)] * 2 and body[0][0] is not None
+
+
 def test_the_page_holds_pictures_baselines_rates_and_failures(found):
     place, _, page = found
     text = page.read_text()

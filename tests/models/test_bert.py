@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research.attention.catalogue import Interleaved
+from research.attention.catalogue import Interleaved, capabilities
 from research.attention.masks import Tokens
 from research.attention.mechanisms import SlidingWindow, Softmax
 from research.attention.positions import Rotary
@@ -23,6 +23,8 @@ MODERN = dataclasses.replace(
     TINY, positions=Rotary(), placement="pre", feed_forward="geglu", bias=False, token_types=0, pooler=False,
     attention=Interleaved(first=SlidingWindow(window=4), firsts=1, second=Softmax(), seconds=1),
 )  # fmt: skip
+
+BIDIRECTIONAL = [mechanism() for mechanism in capabilities() if mechanism.encoder]
 
 
 def draw(model, length=9):
@@ -161,6 +163,22 @@ def test_every_token_reads_both_sides():
     for changed in (0, 8):
         after, _ = apply(variables, tokens.at[:, changed].add(1) % TINY.vocabulary)
         assert (np.abs(np.asarray(after - before)).max(-1) > 1e-4).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mechanism", BIDIRECTIONAL, ids=lambda mechanism: type(mechanism).__name__)
+def test_every_bidirectional_mechanism_is_a_change_of_one_field(mechanism):
+    module = dataclasses.replace(TINY, attention=mechanism, layers=1).build()
+    tokens = jnp.arange(2 * TINY.context).reshape(2, -1)  # as long as Linformer was made for
+    changed = tokens.at[0, 7].set(60)
+    drawn = np.random.default_rng(0)
+    variables = jax.tree.map(  # large enough that every part matters
+        lambda leaf: jnp.asarray(drawn.normal(size=leaf.shape) * 0.4, leaf.dtype),
+        jax.eval_shape(module.init, jax.random.key(0), tokens),
+    )
+    apply = jax.jit(module.apply)
+    moved = np.abs(np.asarray(apply(variables, changed)[0] - apply(variables, tokens)[0])).max(-1)
+    assert (moved[0, 6:9] > 1e-3).all() and not moved[1].any()  # both neighbours read it; no other row does
 
 
 def test_dropout_needs_a_key():
