@@ -9,7 +9,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from research.attention.biases import Bias
 from research.attention.masks import Tokens
@@ -98,24 +98,21 @@ def choose_blocks(
 ) -> ChosenBlocks:
     """Returns which blocks each query reads, as a bias of the scores.
 
-    Blocks are told by positions and documents, wherever their tokens stand. Padding takes no part.
+    Blocks are told by positions and documents; padding, wherever it stands, takes no part. The real tokens of
+    a document stand in order.
     """
     q, k = jax.lax.stop_gradient((q.astype(jnp.float32), k.astype(jnp.float32)))
     places = jnp.asarray(kv_tokens.positions)
     q_block, kv_block = jnp.asarray(q_tokens.positions) // mechanism.block, places // mechanism.block
     real = jnp.asarray(kv_tokens.real)
-    together = kv_block[:, :, None] == kv_block[:, None, :]
     documents = jnp.ones((1, 1, 1), bool)
     if kv_tokens.segments is not None and q_tokens.segments is not None:
-        together = together & (kv_tokens.segments[:, :, None] == kv_tokens.segments[:, None, :])
         documents = q_tokens.segments[:, :, None] == kv_tokens.segments[:, None, :]
-    k = jnp.where(real[:, :, None, None], k, 0.0)
-    member = (together & real[:, None, :]).astype(jnp.float32)
-    member = jnp.broadcast_to(member, (k.shape[0], *member.shape[1:]))
-    means = jnp.einsum("bij,bjhd->bihd", member, k) / jnp.maximum(member.sum(-1), 1.0)[:, :, None, None]
+    first = real & (places % mechanism.block == 0)
+    means = _means(k, real, jnp.cumsum(first, axis=1, dtype=jnp.int32))
     # Each earlier block stands for election once, as its first token.
     earlier = kv_block[:, None, :] < q_block[:, :, None]
-    candidate = earlier & documents & (real & (places % mechanism.block == 0))[:, None, :]
+    candidate = earlier & documents & first[:, None, :]
     scores = jnp.where(candidate[:, None], _products(q, means), -jnp.inf)
     best = jax.lax.top_k(scores, min(mechanism.top, scores.shape[-1]))[0]
     if mechanism.top == 1:
@@ -126,6 +123,20 @@ def choose_blocks(
         last, first_out = best[..., -2], best[..., -1]
         threshold = jnp.where(jnp.isfinite(first_out), last / 2 + first_out / 2, -jnp.inf)
     return ChosenBlocks(q, threshold.transpose(0, 2, 1), means, q_block, kv_block)
+
+
+def _means(
+    k: Float[Array, "batch kv_len kv_heads head_dim"],
+    real: Bool[Array, "#batch kv_len"],
+    number: Int[Array, "#batch kv_len"],
+) -> Float[Array, "batch kv_len kv_heads head_dim"]:
+    """Returns the mean of the real keys that have a key's number; of keys that are not real, anything."""
+    number = jnp.broadcast_to(number, k.shape[:2])
+    row = jnp.arange(len(k))[:, None]
+    count = jnp.zeros((len(k), k.shape[1] + 1), jnp.float32).at[row, number].add(real.astype(jnp.float32))
+    sums = jnp.zeros((len(k), k.shape[1] + 1, *k.shape[2:]), jnp.float32)
+    sums = sums.at[row, number].add(jnp.where(real[:, :, None, None], k, 0.0))
+    return (sums / jnp.maximum(count, 1.0)[:, :, None, None])[row, number]
 
 
 def _products(
