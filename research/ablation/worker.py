@@ -31,8 +31,10 @@ def main(arguments: list[str]) -> int:
     if len(arguments) > 1:
         os.sched_setaffinity(0, map(int, arguments[1].split(",")))
     from research.errors import StoppedError, UserError
+    from research.scale.host_memory import keep_freed_memory
     from research.training.run_directory import write_atomically
 
+    keep_freed_memory()  # as `headway train` does: a point is as fast as its run would be
     task = json.loads((directory / POINT).read_text(encoding="utf-8"))
     try:
         found = {**task, **run(directory, task)}

@@ -25,7 +25,8 @@ class Ablate:
     workdir: str | None = None
     """Directory of the ablation; default: runs/NAME of the ablation."""
     parallel: int = 1
-    """Points to run at a time; the cores are shared out among them."""
+    """Points to run at a time. They share out the cores, and slow each other down where memory is what they
+    wait for: times are those of points with such neighbours."""
     seeds: tuple[int, ...] | None = None
     """Seeds to run, separated by commas; default: the ablation's."""
     learning_rates: tuple[float, ...] | None = None
