@@ -12,6 +12,7 @@ from jaxtyping import Array
 
 from research.attention.masks import Tokens
 from research.models.gpt import GPT
+from research.modules.block import cache_apart, parameters_apart
 
 _STEPS = 32
 """Tokens decoded for one timing."""
@@ -40,8 +41,9 @@ def state_bytes(model: Any, contexts: Sequence[int]) -> dict[str, int]:
 def decode_seconds(model: Any, params: Any, contexts: Sequence[int]) -> dict[str, float]:
     """Returns the seconds that one more token of one sequence takes, by the room that its cache has.
 
-    Tokens are decoded one by one inside one compiled loop, as sampling does it. Arrays have the size of the
-    whole context from the first token on, so that its time is that of the last.
+    Tokens are decoded one by one inside one compiled loop, on a CPU with the layers apart, as sampling does
+    it. Arrays have the size of the whole context from the first token on, so that its time is that of the
+    last.
 
     Args:
       model: the description; one that does not decode gives nothing.
@@ -52,13 +54,19 @@ def decode_seconds(model: Any, params: Any, contexts: Sequence[int]) -> dict[str
         return {}
     apply = model.build().apply
 
-    def decode(params: Any, cache: Any) -> tuple[Array, Any]:
+    def go_on(params: Any, cache: Any) -> Array:
         def step(position: Array, carry: tuple[Array, Any]) -> tuple[Array, Any]:
             token, cache = carry
             logits, cache = apply({"params": params}, token, Tokens(position[None, None]), cache=cache)
             return logits[:, -1:].argmax(-1).astype(jnp.int32), cache
 
-        return jax.lax.fori_loop(0, _STEPS, step, (jnp.zeros((1, 1), jnp.int32), cache))
+        return jax.lax.fori_loop(0, _STEPS, step, (jnp.zeros((1, 1), jnp.int32), cache))[0]
+
+    def apart(params: Any, cache: Any) -> Array:
+        return go_on(parameters_apart(params), cache_apart(cache))
+
+    def decode(params: Any, cache: Any) -> Array:
+        return jax.lax.platform_dependent(params, cache, cpu=apart, default=go_on)
 
     seconds = {}
     for length in contexts:

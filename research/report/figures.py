@@ -16,6 +16,8 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#0
 """Okabe and Ito's, told apart by the colour-blind too, less the yellow, which is pale on white."""
 MARKERS = "osD^vPX"
 """Seven to eight colours, so that the pairs repeat late."""
+_ENTRY = 0.21
+"""Height of a legend's entry, inches."""
 _STYLES = ("-", "--", ":", "-.")
 _SETTINGS: dict[Any, Any] = {
     "font.size": 10,
@@ -169,6 +171,9 @@ def _scale(axes: Axes, at: Sequence[float], log_x: bool, log_y: bool) -> None:
 
 
 def _legend(axes: Axes, entries: int) -> None:
-    """Puts the legend beside the axes, where it can cover nothing."""
+    """Puts the legend beside the axes, where it can cover nothing, and makes the figure as high as it is."""
     if entries:
+        figure = axes.get_figure(root=True)
+        assert figure is not None
+        figure.set_figheight(max(figure.get_figheight(), _ENTRY * entries + 0.4))
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=9)

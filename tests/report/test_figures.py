@@ -26,19 +26,21 @@ def test_the_frontier_is_what_nothing_dominates(higher):
     assert all(a[0] < b[0] and sign * a[1] < sign * b[1] for a, b in itertools.pairwise(found))
 
 
-def test_a_picture_has_labels_a_legend_beside_it_and_every_series(tmp_path):
-    series = {f"mechanism {n}": [(64.0, n + 1.0), (256.0, n + 2.0)] for n in range(12)}
+@pytest.mark.parametrize("count", [12, 40])
+def test_a_picture_has_labels_a_legend_beside_it_and_every_series(tmp_path, count):
+    series = {f"mechanism {n}": [(64.0, n + 1.0), (256.0, n + 2.0)] for n in range(count)}
     figure = lines(series, x="context (tokens)", y="time (ms)", log_x=True, log_y=True, marked=True)
     (axes,) = figure.axes
     assert axes.get_xlabel() == "context (tokens)" and axes.get_ylabel() == "time (ms)"
     assert [text.get_text() for text in axes.get_legend().get_texts()] == list(series)
     looks = {(line.get_color(), line.get_marker(), line.get_linestyle()) for line in axes.get_lines()}
-    assert len(looks) == 12
+    assert len(looks) == count
     save(figure, tmp_path / "picture")
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
     figure.canvas.draw()
     legend, box = axes.get_legend().get_window_extent(), axes.get_window_extent()
     assert legend.x0 >= box.x1 and legend.x1 <= figure.bbox.x1
+    assert legend.y0 >= 0 and legend.y1 <= figure.bbox.y1
     ElementTree.parse(tmp_path / "picture.svg")
 
 
