@@ -25,6 +25,9 @@ class Sinusoidal:
 
     layout: Literal["interleaved", "half"] = "interleaved"
     """Sines and cosines by turns (the paper), or all sines before all cosines (tensor2tensor, Marian)."""
+    amplitude: float | None = None
+    """Of the sinusoids; default: what embeddings begin with, 1 in a Transformer, which scales them (Vaswani
+    et al., 2017, section 3.4), and 0.02 in others. Beside larger sinusoids tokens are hardly told apart."""
 
 
 @dataclasses.dataclass(frozen=True)

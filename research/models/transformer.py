@@ -196,7 +196,8 @@ class _Input(nn.Module):
     ) -> Float[Array, "batch length width"]:
         if self.model.embedding_scale == "input":  # the table is small, as an output projection must be
             x = x * jnp.asarray(math.sqrt(self.model.width), x.dtype)
-        x = with_positions(x, positions_of(place, x.shape[1]), self.model.positions, self.model.context)
+        positions = positions_of(place, x.shape[1])
+        x = with_positions(x, positions, self.model.positions, self.model.context, stddev=1.0)
         return placed(dropout(x, self.model.dropout, key))
 
 

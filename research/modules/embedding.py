@@ -38,15 +38,17 @@ def with_positions(
     positions: Int[Array, "#batch length"],
     encoding: Positions | None,
     context: int,
+    stddev: float = Embedding.stddev,
 ) -> Float[Array, "batch length width"]:
     """Returns token embeddings with the encoding of their positions added, if it is one that is added.
 
     Called within a module, which then owns the learned table "position_embedding": ``context`` rows, and
-    those before the first position's.
+    those before the first position's. ``stddev`` is the standard deviation that x begins with.
     """
     if isinstance(encoding, Learned):
         table = Embedding(context + encoding.offset, x.shape[-1], name="position_embedding").table
         return x + learned(positions + encoding.offset, table).astype(x.dtype)
     if isinstance(encoding, Sinusoidal):
-        return x + sinusoidal(positions, x.shape[-1], encoding).astype(x.dtype)
+        amplitude = stddev if encoding.amplitude is None else encoding.amplitude
+        return x + (amplitude * sinusoidal(positions, x.shape[-1], encoding)).astype(x.dtype)
     return x

@@ -2,6 +2,7 @@
 
 Format 2: ``initial`` is a description of a warm start, where it was the path of a run; objectives are called
 ``causal-lm`` and ``masked-lm``, where they were ``causallm`` and ``maskedlm``.
+Format 3: sinusoids have an amplitude, which was 1 in every model.
 Parameters are where they have been since format 1.
 """
 
@@ -12,7 +13,7 @@ from typing import Any
 
 from research.errors import UserError
 
-FORMAT = 2
+FORMAT = 3
 """Format of runs and checkpoints; a reader refuses a newer one."""
 
 
@@ -26,7 +27,17 @@ def _described_anew(description: dict[str, Any]) -> dict[str, Any]:
     return description
 
 
-MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _described_anew}
+def _with_amplitudes(value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    value = {name: _with_amplitudes(part) for name, part in value.items()}
+    positions = value.get("positions") or {}
+    if positions and positions["kind"] == "sinusoidal" and value["kind"] != "transformer":
+        value["positions"] = {**positions, "amplitude": 1.0}
+    return value
+
+
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _described_anew, 2: _with_amplitudes}
 """From each format to the next; takes and returns an experiment's description as JSON."""
 
 

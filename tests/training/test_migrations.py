@@ -1,7 +1,7 @@
 """Runs of every older format, as they were written then, are read and gone on with.
 
 formats/format-N.tar.xz is a run that the code of format N trained (two layers of width 4, two steps, from
-another run), with the sums of its parameters as that code loaded them.
+another run called format-N), with the sums of its parameters as that code loaded them.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 
+from research.attention.positions import Learned, Sinusoidal
 from research.errors import UserError
 from research.training.description import from_json, load_experiment, to_json
 from research.training.initial import WarmStart
@@ -27,8 +28,13 @@ FORMATS = Path(__file__).parent / "formats"
 
 
 @pytest.fixture(params=range(1, FORMAT))
-def run(request, tmp_path):
-    with tarfile.open(FORMATS / f"format-{request.param}.tar.xz") as archive:
+def number(request):
+    return request.param
+
+
+@pytest.fixture
+def run(number, tmp_path):
+    with tarfile.open(FORMATS / f"format-{number}.tar.xz") as archive:
         archive.extractall(tmp_path, filter="data")
     return tmp_path / "tiny"
 
@@ -38,9 +44,10 @@ def test_every_older_format_has_a_migration_and_a_run():
     assert sorted(path.name for path in FORMATS.iterdir()) == [f"format-{n}.tar.xz" for n in MIGRATIONS]
 
 
-def test_a_run_of_an_older_format_loads_as_it_was(run):
+def test_a_run_of_an_older_format_loads_as_it_was(run, number):
     trained = load(run)
-    assert trained.experiment.initial == WarmStart("format-1") and trained.step == 2
+    assert trained.experiment.initial == WarmStart(f"format-{number}") and trained.step == 2
+    assert trained.experiment.model.positions == {1: Learned(), 2: Sinusoidal(amplitude=1.0)}[number]
     expected = json.loads((run / "expected.json").read_text())
     found = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(trained.params)}
     assert found.keys() == expected.keys()
