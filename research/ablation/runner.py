@@ -24,6 +24,7 @@ from research.ablation.worker import LOG, POINT, RESULT
 from research.errors import StoppedError, UserError
 from research.training.description import from_json, to_json
 from research.training.interrupt import Interrupt
+from research.training.migrations import FORMAT, migrated
 from research.training.progress import duration
 from research.training.run_directory import write_atomically
 
@@ -195,15 +196,16 @@ class _Pool:
             "parameters": one.row.parameters,
             "contexts": list(self._ablation.contexts),
             "directory": one.name,
-            "experiment": to_json(one.experiment),
+            "experiment": {"format": FORMAT, **to_json(one.experiment)},
         }
 
     def _finished(self, one: Point) -> Result | None:
         """Returns the result of a point that is done as it is described now; a failed one is not done."""
         try:
             result = json.loads((self._place(one) / RESULT).read_text(encoding="utf-8"))
-            # As a description, not as JSON: a field that did not exist when it ran has its default.
-            same = from_json(result["experiment"]) == one.experiment
+            # As a description, not as JSON: a field that did not exist when it ran has its default, or what
+            # it was in that format.
+            same = from_json(migrated(result["experiment"])) == one.experiment
         except (OSError, ValueError, KeyError, UserError):
             return None
         same &= result["contexts"] == list(self._ablation.contexts)

@@ -55,10 +55,11 @@ def run(directory: Path, task: dict[str, Any]) -> dict[str, Any]:
     """Trains a point and returns what is measured of it, as JSON."""
     from research.ablation.measure import decode_seconds, state_bytes
     from research.training.description import from_json
+    from research.training.migrations import migrated
     from research.training.session import run as train
     from research.training.trained import load
 
-    experiment = from_json(task["experiment"])
+    experiment = from_json(migrated(task["experiment"]))
     # A session that only goes on from the last step needs little: what counts is the most of all sessions.
     before = directory / PEAK
     peak = int(before.read_text(encoding="utf-8")) if before.exists() else 0

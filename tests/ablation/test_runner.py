@@ -15,6 +15,7 @@ import pytest
 
 from research.ablation.grid import Ablation, Factor, Row
 from research.ablation.runner import run
+from research.attention.positions import Sinusoidal
 from research.data.associative_recall import AssociativeRecall
 from research.errors import StoppedError, UserError
 from research.models.gpt import GPT
@@ -75,6 +76,21 @@ def test_what_is_done_is_not_run_again_and_what_has_changed_is(tmp_path):
     longer = tuple(dataclasses.replace(row, experiment=dataclasses.replace(BASE, steps=5)) for row in ROWS)
     run(grid, longer, tmp_path, report=said.append, command=fake)
     assert len(started(tmp_path)) == 4
+
+
+def test_a_point_of_an_older_format_is_what_it_was_then(tmp_path):
+    grid = dataclasses.replace(GRID, seeds=(0,), learning_rates=(1e-3,))
+    model = dataclasses.replace(BASE.model, positions=Sinusoidal())
+    rows = tuple(dataclasses.replace(row, experiment=dataclasses.replace(BASE, model=model)) for row in ROWS)
+    run(grid, rows, tmp_path, report=lambda line: None, command=fake)
+    (tmp_path / "started").unlink()
+    result = tmp_path / "full--rate-0.001--seed-0" / "result.json"
+    older = json.loads(result.read_text())
+    older["experiment"]["format"] = 2
+    del older["experiment"]["model"]["positions"]["amplitude"]  # 1 in format 2, another now
+    result.write_text(json.dumps(older))
+    run(grid, rows, tmp_path, report=lambda line: None, command=fake)
+    assert started(tmp_path) == ["full--rate-0.001--seed-0"]
 
 
 def test_a_point_that_fails_is_a_result_that_says_why_and_is_tried_again(tmp_path):
