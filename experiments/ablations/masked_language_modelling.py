@@ -3,8 +3,24 @@
     headway ablate experiments/ablations/masked_language_modelling.py
 
 The prose that ships with Python, rows of 128 tokens, 3 layers of width 128. Rotary positions for softmax
-mechanisms and for linear ones, which have no order of their own when they read in both directions. One seed;
-`--seeds 0,1,2` gives intervals. Estimated, not run: 18 minutes on two idle cores.
+mechanisms and for sums without decay, which have no order of their own; none for the others. One seed;
+`--seeds 0,1,2` gives intervals. Linformer is left out: rows are packed, which it cannot read.
+
+Measured in 15 minutes with `--parallel 2` on two cores: 1.2 million tokens each, one seed; loss in nats per
+masked token.
+
+    attention             validation loss    training tokens/s
+    softmax                         4.992                9,230
+    sliding window                  4.698                9,093
+    differential                    4.850                8,046
+    longformer                      4.731                9,077
+    big-bird                        4.808                8,734
+    linear transformer              5.905                6,230
+    performer                       5.649                3,207
+
+The mechanisms from "latent" on came later and are not in the table. What it shows: this early, looking near is
+learned sooner than looking anywhere, and the fewer the keys, the sooner; sums over the whole row, without
+decay and without a window, hardly tell a gap's neighbours from the rest. What it does not: where they end.
 """
 
 from research.ablation.grid import Ablation, Factor
