@@ -4,7 +4,19 @@
 
 Multi-query associative recall with more pairs (16) than a small state holds, 4 layers of width 64: gated
 delta rule and softmax in proportions from none to all, the softmax layers last in each group and without
-positions (the linear layers know the order). Estimated, not run: 24 minutes on two idle cores.
+positions (the linear layers know the order).
+
+Measured in 14 minutes with `--parallel 2 --seeds 0` on two cores: 25,600 rows each, one learning rate.
+
+    layers                   accuracy    state at 16,384 tokens, bytes
+    softmax                     0.076                       33,554,432
+    1 linear to 1 softmax       1.000                       16,788,480
+    3 linear to 1 softmax       0.071                        8,405,504
+    linear                      0.050                           22,528
+
+What it shows: half softmax, half linear finds them all, where neither alone has begun to after 800 steps: the
+convolution of the linear layers brings a key beside its value, and softmax looks them up. That one softmax
+layer in four has not begun either is one seed at one learning rate.
 """
 
 from research.ablation.grid import Ablation, Factor

@@ -4,8 +4,26 @@
 
 After a trigger comes the token that came after it before (Gu & Dao, 2023, section 4.1.2); the distance grows
 with the row, what has to be done does not. Positions separate: a softmax that knows only what was near, or
-only positions that it has seen, fails beyond them. 2 layers of width 64. Estimated, not run: 17 minutes on
-two idle cores.
+only positions that it has seen, fails beyond them. 2 layers of width 64.
+
+Measured in about 12 minutes with `--parallel 2` on two cores: 9,600 rows each, one seed. Accuracy on
+validation rows like those of training (16 questions anywhere), and on 32 rows of each length with one
+question at the end; guessing is right 6 % of the time.
+
+    positions           validation     256     512    1,024    2,048    4,096    8,192
+    none                      0.70    0.16    0.09     0.00     0.00     0.09     0.09
+    sinusoidal                0.83    0.09    0.09     0.12     0.06     0.09     0.09
+    rotary                    0.93    0.66    0.16     0.16     0.06     0.06     0.06
+    alibi                     1.00    0.97    0.88     0.84     0.72     0.41     0.38
+    relative bias             0.97    0.28    0.12     0.12     0.09     0.09     0.03
+    forgetting                1.00    1.00    1.00     1.00     1.00     1.00     1.00
+    mamba-2                   1.00    1.00    1.00     1.00     0.97     0.47     0.41
+    gated delta rule          1.00    1.00    0.97     0.97     0.81     0.31     0.25
+
+What it shows: softmax with decays that the text chooses is right at 32 times the length it was trained on,
+the states of Mamba-2 and the gated delta rule nearly so at 4 to 8 times; ALiBi fades slowly, the others at
+once. The tests' question stands at the end, farther from its answer than most in training: what T5's bias and
+no positions at all have learned there is right nearby only.
 """
 
 from research.ablation.grid import Ablation, Factor

@@ -11,9 +11,9 @@ to evaluate. The arena's own size is
 
 which takes hours a point on two cores. One seed; `--seeds 0,1,2` gives intervals.
 
-Measured in about 20 minutes with `--parallel 2` on two cores: 28,800 expressions each, one seed, one learning rate.
-The commonest answer is right 12.7 % of the time, the root operator alone 25.2 %, with its literal arguments
-42.4 %.
+Measured in about 20 minutes with `--parallel 2` on two cores: 28,800 expressions each, one seed, one learning
+rate. The commonest answer is right 12.7 % of the time, the root operator alone 25.2 %, with its literal
+arguments 42.4 %.
 
     attention             accuracy    training tokens/s
     softmax                  0.402               19,220
@@ -25,8 +25,8 @@ The commonest answer is right 12.7 % of the time, the root operator alone 25.2 %
     gated delta rule         0.265                8,091
 
 What it shows: none has learned to evaluate. Softmax is nearly as good as the root with its literals, five
-others lie between that and the root operator alone, Mamba-2 below both. The arena's own rows are such that the
-root operator alone scores 36 %, and seven of the eleven models of its table score 33 to 37.
+others lie between that and the root operator alone, Mamba-2 below both. The arena's own rows are such that
+the root operator alone scores 36 %, and seven of the eleven models of its table score 33 to 37.
 """
 
 from research.ablation.grid import Ablation, Factor

@@ -18,8 +18,8 @@ masked token.
     linear transformer              5.905                6,230
     performer                       5.649                3,207
 
-The mechanisms from "latent" on came later and are not in the table. What it shows: this early, looking near is
-learned sooner than looking anywhere, and the fewer the keys, the sooner; sums over the whole row, without
+The mechanisms from "latent" on came later and are not in the table. What it shows: this early, looking near
+is learned sooner than looking anywhere, and the fewer the keys, the sooner; sums over the whole row, without
 decay and without a window, hardly tell a gap's neighbours from the rest. What it does not: where they end.
 """
 
