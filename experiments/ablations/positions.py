@@ -6,8 +6,8 @@ The quickstart's text and a model of 2 layers of width 128 with 256 tokens of co
 learned positions are parameters is made up for by the feed-forward network. How they extrapolate is another
 question: experiments/ablations/length_extrapolation.py.
 
-Measured in 15 minutes with `--parallel 2` on two cores: 0.6 million tokens each; means of three seeds with 95
-% intervals, of differences seed by seed.
+Measured in 15 minutes with `--parallel 2` on two cores: 0.6 million tokens each; means of three seeds with
+95 % intervals, of differences seed by seed.
 
     positions          bits per byte           less none
     none             1.8958 ± 0.0152
