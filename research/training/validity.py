@@ -9,7 +9,15 @@ from typing import Any
 
 from research.attention.catalogue import Interleaved, Single
 from research.attention.mechanisms import Mechanism
-from research.attention.positions import NTK, Interpolation, Learned, RelativeBias, Rotary, YaRN
+from research.attention.positions import (
+    NTK,
+    Interpolation,
+    Learned,
+    RelativeBias,
+    Rotary,
+    Sinusoidal,
+    YaRN,
+)
 from research.data.associative_recall import AssociativeRecall
 from research.data.bitext import Bitext
 from research.data.induction import Induction
@@ -79,6 +87,7 @@ _RANGES: dict[type, dict[str, Range]] = {
     **dict.fromkeys(typing.get_args(Single), _ATTENTION),
     Interleaved: dict.fromkeys(("firsts", "seconds"), AT_LEAST_1),
     Learned: {"offset": AT_LEAST_0},
+    Sinusoidal: {"amplitude": ABOVE_0},
     Rotary: {"base": ABOVE_0, "local_base": ABOVE_0},
     **dict.fromkeys((Interpolation, NTK, YaRN), _SCALING),
     RelativeBias: dict.fromkeys(("buckets", "max_distance"), AT_LEAST_1),

@@ -15,6 +15,7 @@ from research.cli.main import main
 from research.errors import UserError
 from research.statistical.aligner import MODELS, Aligner, apply, train
 from research.training import alignment_training, kept_iterations, trained_aligner
+from research.training.migrations import FORMAT
 from research.training.run_directory import open_run
 from research.training.word_alignment import AlignedFiles, WordAlignment
 
@@ -230,7 +231,7 @@ def test_damaged_runs(files, tmp_path):
         ("tables.safetensors", tables[:-5], "cannot read .*tables.safetensors"),
         ("vocabulary.json", "{", "vocabulary.json is damaged"),
         ("vocabulary.json", "{}", "run is damaged"),
-        ("experiment.json", stored.replace('"format": 2', '"format": 9'), "its format is 9"),
+        ("experiment.json", stored.replace(f'"format": {FORMAT}', '"format": 9'), "its format is 9"),
         ("experiment.json", stored.replace("threshold", "colour"), "no field 'colour'"),
     ):
         path = run / file
