@@ -21,16 +21,41 @@ def project(
     return logits if soft_cap is None else soft_cap * jnp.tanh(logits / soft_cap)
 
 
+@jax.custom_vjp
 def cross_entropy(
     logits: Float[Array, "*batch classes"], targets: Int[Array, "*batch"]
 ) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
-    """Returns -log softmax(logits)[target] in nats and the log-partition, both float32."""
-    logits = logits.astype(jnp.float32)
-    log_partition = jax.nn.logsumexp(logits, axis=-1)
-    # A comparison instead of a gather: its gradient is elementwise, and a sharded vocabulary stays sharded.
-    classes = jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1)
-    chosen = jnp.where(classes == targets[..., None], logits, 0.0).sum(-1)
-    return log_partition - chosen, log_partition
+    """Returns -log softmax(logits)[target] in nats and the log-partition, both float32.
+
+    The backward pass computes the softmax again rather than keep it: of all arrays of a training step the
+    logits are the largest, and one pass over them less is worth an exponential each. Where neither value is
+    used (its cotangent is 0) the gradient is 0, whatever the logits are: padding may predict NaN.
+    """
+    return _forward(logits, targets)[0]
+
+
+def _is_target(logits: Array, targets: Array) -> Array:
+    # A comparison instead of a gather: a sharded vocabulary stays sharded.
+    return jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1) == targets[..., None]
+
+
+def _forward(logits: Array, targets: Array) -> tuple[tuple[Array, Array], tuple[Array, Array, Array]]:
+    single = logits.astype(jnp.float32)
+    log_partition = jax.nn.logsumexp(single, axis=-1)
+    chosen = jnp.where(_is_target(logits, targets), single, 0.0).sum(-1)
+    return (log_partition - chosen, log_partition), (logits, targets, log_partition)
+
+
+def _gradient(saved: tuple[Array, Array, Array], cotangents: tuple[Array, Array]) -> tuple[Array, None]:
+    logits, targets, log_partition = saved
+    of_nats, of_partition = (cotangent[..., None] for cotangent in cotangents)
+    share = jnp.exp(logits.astype(jnp.float32) - log_partition[..., None])
+    used = (of_nats != 0.0) | (of_partition != 0.0)
+    gradient = jnp.where(used, share, 0.0) * (of_nats + of_partition)
+    return (gradient - jnp.where(_is_target(logits, targets), of_nats, 0.0)).astype(logits.dtype), None
+
+
+cross_entropy.defvjp(_forward, _gradient)
 
 
 def projected_cross_entropy(

@@ -43,8 +43,11 @@ def weighted(
     logits: Float[Array, "*batch classes"], targets: Int[Array, "*batch"], weights: Float[Array, "*batch"]
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Returns the weighted sums of the cross entropy in nats and of what is predicted right, float32."""
-    # What has no weight may be NaN: it goes before the logarithm, whose gradient would be 0 * NaN.
-    logits = jnp.where((weights > 0)[..., None], logits, jnp.zeros((), logits.dtype))
     nats, _ = cross_entropy(logits, targets)
     right = (logits.argmax(-1).astype(targets.dtype) == targets).astype(jnp.float32)
-    return (nats * weights).sum(), (right * weights).sum()
+    return total(nats, weights), (right * weights).sum()
+
+
+def total(values: Float[Array, "*batch"], weights: Float[Array, "*batch"]) -> Float[Array, ""]:
+    """Returns the weighted sum of what may be NaN where the weight is 0."""
+    return (jnp.where(weights > 0, values, 0.0) * weights).sum()

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from research.attention.masks import Tokens
 from research.modules.head import cross_entropy
-from research.objectives.objective import Apply, Batch, Loss, too_long
+from research.objectives.objective import Apply, Batch, Loss, too_long, total
 
 
 def smoothed_cross_entropy(
@@ -71,9 +71,7 @@ class Translation:
             inputs, named = self.inputs(batch)
             logits = apply({"params": params}, *inputs, key=key, **named)
             weights = batch["weights"]
-            # What padding predicts may be NaN: it goes before the logarithm, whose gradient would be 0 * NaN.
-            logits = jnp.where((weights > 0)[..., None], logits, 0.0)
             smoothed, nats = smoothed_cross_entropy(logits, batch["targets"], self.label_smoothing)
-            return (smoothed * weights).sum(), {"loss": (nats * weights).sum(), "weight": weights.sum()}
+            return total(smoothed, weights), {"loss": total(nats, weights), "weight": weights.sum()}
 
         return loss

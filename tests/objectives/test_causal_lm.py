@@ -114,6 +114,19 @@ def test_what_padding_predicts_changes_neither_loss_nor_gradient(garbage):
     np.testing.assert_array_equal(np.where(padding, found_gradient, 0.0), np.zeros_like(gradient))
 
 
+def test_logits_that_nobody_scores_get_no_gradient_even_if_they_are_nan():
+    logits, targets, _ = arrays(4)
+    logits[1] = np.nan
+
+    def loss(logits):
+        nats, log_partition = cross_entropy(logits, jnp.asarray(targets))
+        return nats[0].sum() + jnp.square(log_partition[2]).sum()
+
+    gradient = jax.grad(loss)(jnp.asarray(logits))
+    assert np.isfinite(gradient).all() and not np.asarray(gradient[1]).any()
+    assert np.asarray(gradient[0]).any() and np.asarray(gradient[2]).any()
+
+
 def test_sums_of_parts_add_up_to_the_whole():
     logits, targets, weights = arrays(3)
     loss = loss_of(1e-2)
