@@ -86,7 +86,7 @@ def marian() -> Any:
     config = MarianConfig(
         vocab_size=MODEL.vocabulary, d_model=MODEL.width, max_position_embeddings=256,
         activation_function="relu", scale_embedding=True, dropout=MODEL.dropout,
-        attention_dropout=MODEL.dropout, activation_dropout=0.0, attn_implementation="sdpa",
+        attention_dropout=MODEL.attention_dropout, activation_dropout=0.0, attn_implementation="sdpa",
         pad_token_id=PAD, eos_token_id=END, decoder_start_token_id=END, forced_eos_token_id=None, **sizes,
     )  # fmt: skip
     return MarianMTModel(config)

@@ -42,6 +42,7 @@ def _marian_description(config: Config, names: Collection[str]) -> Transformer:
         head_bias=_LOGITS_BIAS in names,
         embedding_scale="input" if config.get("scale_embedding", False) else "none",
         dropout=float(config.get("dropout", 0.1)),
+        attention_dropout=float(config.get("attention_dropout", 0.0)),
     )
 
 
@@ -61,7 +62,7 @@ def _marian_config(model: Transformer) -> dict[str, Any]:
         "share_encoder_decoder_embeddings": True,
         "tie_word_embeddings": True,
         "dropout": model.dropout,
-        "attention_dropout": model.dropout,
+        "attention_dropout": model.attention_dropout,
     }
 
 
@@ -126,6 +127,7 @@ def _t5_description(config: Config, names: Collection[str]) -> Transformer:
         tied_head="lm_head.weight" not in names,
         embedding_scale="output" if scaled else "none",
         dropout=float(config.get("dropout_rate", 0.1)),
+        attention_dropout=float(config.get("dropout_rate", 0.1)),
     )
 
 

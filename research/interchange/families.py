@@ -79,8 +79,8 @@ def _essence(model: Any) -> dict[str, Any]:
         del encoder["pooler"]  # a row's is the encoder's or its own, with one meaning
         return {**fields, **encoder}
     fields = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
-    for name in ("dropout", "depth", "remat", "engine", "dtype"):
-        del fields[name]
+    for name in ("dropout", "attention_dropout", "depth", "remat", "engine", "dtype"):
+        fields.pop(name, None)
     positions = model.positions
     if not isinstance(positions, Learned):
         del fields["context"]

@@ -92,8 +92,9 @@ class BERT(Stacked):
     def specs(self) -> tuple[BlockSpec, ...]:
         """Returns the repeating group of blocks."""
         attention = AttentionSpec(
-            geometry=self.geometry, causal=False, bias=self.bias, dropout=self.dropout, engine=self.engine
-        )
+            geometry=self.geometry, causal=False, bias=self.bias, dropout=self.dropout,
+            weight_dropout=self.dropout, engine=self.engine,
+        )  # fmt: skip
         block = BlockSpec(
             attention, self.hidden, self.feed_forward, self.norm, self.bias, self.norm_epsilon, self.placement
         )

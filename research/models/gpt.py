@@ -98,6 +98,7 @@ class GPT(Stacked):
             causal=True,
             bias=self.bias,
             dropout=self.dropout,
+            weight_dropout=self.dropout,
             engine=self.engine,
             norm_epsilon=self.norm_epsilon,
             # Residual projections shrink with depth (Radford et al., 2019, section 2.3).

@@ -95,7 +95,9 @@ class Transformer(Stacked):
     """Where the table is brought to scale: embeddings times width^1/2 (Vaswani et al., 2017, section 3.4),
     what the head reads times width^-1/2 (T5), or neither."""
     dropout: float = 0.1
-    """Dropout rate on embeddings and sub-layer outputs (and attention weights)."""
+    """Dropout rate on embeddings and sub-layer outputs."""
+    attention_dropout: float = 0.0
+    """Dropout rate on attention weights, of which the paper has none (section 5.4)."""
     depth: Literal["scan", "unroll"] = "scan"
     """Loop over layers (fast to compile) or unroll them (faster for few layers); same parameters."""
     remat: Literal["none", "block", "dots"] = "none"
@@ -141,6 +143,7 @@ class Transformer(Stacked):
             causal=side == "decoder",
             bias=self.bias,
             dropout=self.dropout,
+            weight_dropout=self.attention_dropout,
             engine=self.engine,
             norm_epsilon=self.norm_epsilon,
             # Glorot & Bengio (2010), as the authors' own code had it.

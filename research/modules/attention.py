@@ -35,6 +35,9 @@ class AttentionSpec:
     """Positional encoding; what acts outside attention is left to the model."""
     bias: bool = True
     dropout: float = 0.0
+    """Of the output."""
+    weight_dropout: float = 0.0
+    """Of the attention weights, where there are any."""
     engine: EngineName = "auto"
     norm_epsilon: float = 1e-5
     """Of the normalisation of queries and keys, where there is one."""
@@ -105,7 +108,9 @@ class MultiHeadAttention(nn.Module):
             "mask": mask, "q_tokens": q_tokens, "kv_tokens": kv_tokens, "scale": scale(spec, q.shape[-1]),
             "soft_cap": softmax.soft_cap, "bias": bias, "sink": sink,
         }  # fmt: skip
-        out = self._attend(q, k, v, dropout=spec.dropout, dropout_key=weight_key, engine=spec.engine, **how)
+        out = self._attend(
+            q, k, v, dropout=spec.weight_dropout, dropout_key=weight_key, engine=spec.engine, **how
+        )
         if spec.tells and memory is not None:
             # What is read of the identity are the weights.
             identity = jnp.broadcast_to(jnp.eye(k.shape[1])[None, :, None], (*k.shape[:3], k.shape[1]))

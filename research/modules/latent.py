@@ -58,7 +58,7 @@ class LatentAttention(nn.Module):
             jnp.concatenate([q, q_turned], axis=-1), k, v,
             mask=self_mask(Everything(), tokens, causal=spec.causal), q_tokens=tokens, kv_tokens=kv_tokens,
             scale=scale(spec, head_dim + q_turned.shape[-1]), bias=position_bias(self, spec),
-            dropout=spec.dropout, dropout_key=weight_key, engine=spec.engine,
+            dropout=spec.weight_dropout, dropout_key=weight_key, engine=spec.engine,
         )  # fmt: skip
         if cache is not None:
             out = jnp.einsum("blhr,rhd->blhd", out, up["value"].weights()[0].astype(out.dtype))

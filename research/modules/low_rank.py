@@ -50,7 +50,7 @@ class LowRankAttention(nn.Module):
         weight_key, output_key = (None, None) if key is None else jax.random.split(key)
         out = attend(
             q, k, v, q_tokens=tokens, kv_tokens=Tokens.arange(mechanism.rank),
-            dropout=spec.dropout, dropout_key=weight_key, engine=spec.engine,
+            dropout=spec.weight_dropout, dropout_key=weight_key, engine=spec.engine,
         )  # fmt: skip
         heads = (geometry.heads, geometry.head_dim)
         out = Linear(heads, (geometry.width,), spec.bias, spec.output_stddev, name="output")(out)

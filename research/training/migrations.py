@@ -2,7 +2,8 @@
 
 Format 2: ``initial`` is a description of a warm start, where it was the path of a run; objectives are called
 ``causal-lm`` and ``masked-lm``, where they were ``causallm`` and ``maskedlm``.
-Format 3: sinusoids have an amplitude, which was 1 in every model.
+Format 3: sinusoids have an amplitude, which was 1 in every model; a Transformer has a dropout rate of its own
+for attention weights, which was that of everything else.
 Parameters are where they have been since format 1.
 """
 
@@ -27,17 +28,19 @@ def _described_anew(description: dict[str, Any]) -> dict[str, Any]:
     return description
 
 
-def _with_amplitudes(value: Any) -> Any:
+def _told_apart(value: Any) -> Any:
     if not isinstance(value, Mapping):
         return value
-    value = {name: _with_amplitudes(part) for name, part in value.items()}
+    value = {name: _told_apart(part) for name, part in value.items()}
+    if value.get("kind") == "transformer" and "dropout" in value:
+        value["attention_dropout"] = value["dropout"]
     positions = value.get("positions") or {}
     if positions and positions["kind"] == "sinusoidal" and value["kind"] != "transformer":
         value["positions"] = {**positions, "amplitude": 1.0}
     return value
 
 
-MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _described_anew, 2: _with_amplitudes}
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _described_anew, 2: _told_apart}
 """From each format to the next; takes and returns an experiment's description as JSON."""
 
 

@@ -80,6 +80,7 @@ _NETWORK = {
     **dict.fromkeys(("logit_soft_cap", "norm_epsilon"), ABOVE_0),
     "token_types": AT_LEAST_0,
     "dropout": RATE,
+    "attention_dropout": RATE,
 }
 _SCALING = {"factor": AT_LEAST_1, "context": AT_LEAST_1, "fast": ABOVE_0, "slow": ABOVE_0}
 _RANGES: dict[type, dict[str, Range]] = {

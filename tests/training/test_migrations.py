@@ -76,6 +76,12 @@ def test_a_newer_format_is_refused_in_one_line(run):
         load(run)
 
 
+def test_before_format_3_a_transformer_dropped_attention_weights_as_all_else():
+    stored = {"model": {"kind": "transformer", "dropout": 0.3, "positions": {"kind": "sinusoidal"}}}
+    model = migrated({"format": 2, **stored})["model"]
+    assert model == {**stored["model"], "attention_dropout": 0.3}  # and sinusoids keep their amplitude
+
+
 def test_todays_descriptions_pass_unchanged():
     value = {"name": "x", "initial": {"kind": "warm-start", "run": "y"}}
     assert migrated({"format": FORMAT, **value}) == migrated(value) == value
