@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from research.data.parallel import ParallelText
+from research.training.description import load_description
+from research.training.overrides import override
 
 FILE = Path(__file__).parents[1] / "experiments" / "translation" / "ladder.py"
 LINES = [f"Ein Hund läuft {'sehr ' * (i % 5)}schnell , weil es {i} Uhr ist ." for i in range(30)]
@@ -37,6 +39,20 @@ def test_runs_that_differ_in_their_seed_alone_are_one_system(ladder, tmp_path):
             (tmp_path / name / "origin.json").write_text("{}")
         runs.append(str(tmp_path / name))
     assert ladder.names(runs) == ["lstm", "lstm", "lstm (c)", "lstm averaged", "lstm (c)"]
+
+
+def test_the_ladder_names_its_runs_and_every_option_is_an_experiments(ladder):
+    own = ladder.ladder(Path("runs"), 2, "de-en")
+    assert len(own) == 2 + 2 * (len(ladder.RUNGS) - 2)  # statistical systems have no seed
+    assert {"ibm-model-de-en", "lstm-de-en", "lstm-dot-de-en-1"} < {path.name for path in own}
+    for path, (file, *options) in own.items():
+        names = [name.removeprefix("--") for name in options[::2]]
+        changes = {name: value for name, value in zip(names, options[1::2], strict=True) if name != "workdir"}
+        found = override(load_description(file), changes)
+        assert found.data.source_language == "de" and found.data.target_language == "en"
+        assert path.name.startswith(found.name) and path.name.endswith("-1") == (
+            getattr(found, "seed", 0) == 1
+        )
 
 
 def test_figures_of_systems_become_a_table_and_pictures(ladder, tmp_path):

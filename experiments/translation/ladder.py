@@ -1,11 +1,12 @@
 """The ladder: every translator of the codebase on the same tests, in one table and two pictures.
 
     python experiments/translation/ladder.py --train --data MULTI30K    # trains what runs/ lacks of it first
+    python experiments/translation/ladder.py --train --data MULTI30K --seeds 3 --direction de-en
     python experiments/translation/ladder.py runs/phrase-based runs/averaged runs/lstm-attention --out ladder
 
 RUN is any run that translates: word-based, phrase-based, LSTM, Transformer. Runs that differ in nothing but
-their seed are one system, with the mean of their figures. Written to --out: ladder.csv, ladder.md, bleu and
-by_length as PNG and SVG, and the translations themselves (TEST.SYSTEM.SEED.txt).
+their seed are one system, with the mean of their figures; statistical systems have no seed. Written to --out:
+ladder.csv, ladder.md, bleu and by_length as PNG and SVG, and the translations (TEST.SYSTEM.SEED.txt).
 
 BLEU is that of the owners' lower-cased tokenised form, as nearly all published figures are; beside it, "raw",
 sacreBLEU of the detokenised lines on the raw references, case aside. "numbers" are parameters, or of
@@ -44,8 +45,25 @@ from research.training.run_directory import RunDirectory, flatten, open_run
 from research.training.trained_phrases import TrainedPhrases
 
 HERE = Path(__file__).parent
-RUNGS = ("ibm_model", "phrase_based", "lstm", "lstm_attention", "transformer_multi30k")
-"""Experiments of the ladder, in the order of their years."""
+ATTENTIONS = {
+    "dot": ("--model.attention.score", "dot"),
+    "general": ("--model.attention.score", "general"),
+    "concat": ("--model.attention.score", "concat"),
+    "local": ("--model.attention.locality", "predictive"),
+}
+RUNGS: dict[str, tuple[str, ...]] = {
+    "ibm-model": ("ibm_model.py",),
+    "phrase-based": ("phrase_based.py",),
+    "lstm": ("lstm.py",),
+    "lstm-attention": ("lstm_attention.py",),
+    **{
+        f"lstm-{name}": ("lstm_attention.py", "--name", f"lstm-{name}", *how)
+        for name, how in ATTENTIONS.items()
+    },
+    "transformer-multi30k": ("transformer_multi30k.py",),
+}
+"""What the ladder trains, in the order of their years: experiment and options, by the name of the run."""
+STATISTICAL = ("ibm-model", "phrase-based")
 TESTS = ("test_2016_flickr", "test_2017_flickr", "test_2017_mscoco")
 SHORT = dict(zip(TESTS, ("2016", "2017", "coco"), strict=True))
 Texts = dict[str, tuple[list[str], list[str]]]
@@ -113,8 +131,9 @@ def names(runs: Sequence[str]) -> list[str]:
         described = flatten(directory.description())
         experiment = str(described.pop("name"))
         described.pop("seed", None)
+        languages = [str(described.get(f"data.{side}_language")) for side in ("source", "target")]
         averaged = " averaged" if (directory.path / ORIGIN).exists() else ""
-        same = systems.setdefault(experiment + averaged, {})
+        same = systems.setdefault(" ".join([experiment + averaged, *languages]), {})
         other = f"{experiment}{averaged} ({Path(path).name})" if same else experiment + averaged
         found.append(same.setdefault(json.dumps(described, sort_keys=True), other))
     return found
@@ -207,18 +226,26 @@ def write(rows: Sequence[Mapping[str, Any]], out: Path) -> str:
     return text
 
 
-def train(data: Path | None, runs: Path) -> list[str]:
-    """Trains what ``runs`` lacks of the ladder, one after another, and returns the runs."""
-    found = []
-    for rung in RUNGS:
-        directory = runs / rung.replace("_", "-")
-        command = [sys.executable, "-m", "research.cli", "train", str(HERE / f"{rung}.py")]
-        command += ["--workdir", str(directory)]
+def ladder(runs: Path, seeds: int, direction: str) -> dict[Path, list[str]]:
+    """Returns the options that train each run of the ladder, by its directory, in the order of RUNGS."""
+    source, target = direction.split("-")
+    found = {}
+    for rung, (file, *options) in RUNGS.items():
+        for seed in range(1 if rung in STATISTICAL else seeds):
+            run = runs / "-".join([rung, *[direction] * (direction != "en-de"), *[str(seed)] * (seed > 0)])
+            languages = ["--data.source_language", source, "--data.target_language", target]
+            seeded = [] if rung in STATISTICAL else ["--seed", str(seed)]
+            found[run] = [str(HERE / file), "--workdir", str(run), *options, *languages, *seeded]
+    return found
+
+
+def train(rungs: Mapping[Path, list[str]], data: Path | None) -> None:
+    """Trains each run of the ladder that is not done, one after another."""
+    for directory, options in rungs.items():
+        command = [sys.executable, "-m", "research.cli", "train", *options]
         command += [] if data is None else ["--data.directory", str(data)]
         if subprocess.run(command).returncode:  # a run that is done ends at once
-            raise UserError(f"{rung} was not trained to its end; the same command goes on")
-        found.append(str(directory))
-    return found
+            raise UserError(f"{directory} was not trained to its end; the same command goes on")
 
 
 def main() -> None:
@@ -230,16 +257,20 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--train", action="store_true", help="train what --runs lacks of the ladder")
     parser.add_argument("--data", type=Path, help="directory of Multi30k; default: that of the run")
+    parser.add_argument("--seeds", type=int, default=1, help="runs of each network")
+    parser.add_argument("--direction", choices=("en-de", "de-en"), default="en-de")
     parser.add_argument("--out", type=Path, default=Path("ladder"))
     parser.add_argument("--beam", type=int, default=5)
     parser.add_argument("--length-penalty", type=float, default=1.0)
     parser.add_argument("--limit", type=int, help="sentences of each test, for a trial")
     options = parser.parse_args()
     keep_freed_memory()
-    own = [str(options.runs / rung.replace("_", "-")) for rung in RUNGS]
-    runs = options.run or [run for run in own if Path(run, "experiment.json").exists()]
+    own = ladder(options.runs, options.seeds, options.direction)
     if options.train:
-        runs = [*options.run, *train(options.data, options.runs)]
+        train(own, options.data)
+    runs = [*options.run]
+    if options.train or not runs:
+        runs += [str(run) for run in own if (run / "experiment.json").exists()]
     if not runs:
         parser.error(f"{options.runs} has no run of the ladder; name some, or add --train")
     options.out.mkdir(parents=True, exist_ok=True)

@@ -26,6 +26,8 @@ from research.data.parallel import Pair, ParallelSource, ParallelText
 from research.data.tokenizer import Tokenizer
 from research.errors import UserError, nearest
 
+Ids = tuple[list[int], list[int]]
+"""Tokens of a source and of its target."""
 _FORMAT = 1
 """Part of every cache key: raise it when what is cached changes."""
 SOURCE_TOKENIZER = "source_tokenizer.json"
@@ -34,6 +36,8 @@ KINDS = {"bpe": Tokenizer.train_bpe, "unigram": Tokenizer.train_unigram}
 """Kinds of tokenizers that are trained here, by the name that descriptions have for them."""
 _BATCH = 1 << 14
 """Pairs tokenised at once."""
+_WAYS = 16
+"""Ways in which a training pair is cut, with BPE-dropout."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +113,9 @@ class Bitext(ParallelText):
     model.source_vocabulary goes with it. Default: one for both sides."""
     start: str | None = None
     """Token that every target begins with ("<pad>" in Marian and T5); default: the end-of-text token."""
+    bpe_dropout: float = 0.0
+    """Probability with which BPE passes over a merge (Provilkov et al., 2020: 0.1): each training pair is
+    then cut in several ways, and an epoch has each of them once."""
     length: int = 64
     """Longest sentence, in tokens with the end of text; longer training pairs are left out (and counted)."""
     ratio: float | None = 9.0
@@ -195,6 +202,7 @@ class Bitext(ParallelText):
             )
         made_by = [target.digest(), target.start]
         made_by += [source.digest()] * (source is not target)
+        made_by += [self.bpe_dropout] * (self.bpe_dropout > 0)
         key = content_hash("bitext", split, self.length, self.ratio, *made_by)
         directory = build_once(
             cache_directory() / "tokens" / key, lambda d: self._tokenise(text, (source, target), d, report)
@@ -258,7 +266,11 @@ class Bitext(ParallelText):
         report("tokenising")
         train, valid = self.training_pairs(text)
         counts = Cleaning()
-        tokens = {"train": self._clean(train, tokenizers, counts), "valid": _tokens(valid, tokenizers)}
+        clean = self._clean(train, tokenizers, counts)
+        if self.bpe_dropout:
+            report(f"cutting each pair in {_WAYS} ways")
+            clean = self._cut(clean, tokenizers)
+        tokens = {"train": (ids for _, ids in clean), "valid": _tokens(valid, tokenizers)}
         tokenizer = tokenizers[1]
         sizes = {"train": 0, "valid": sum(len(line.encode()) for _, line in valid)}
         for name, found in tokens.items():
@@ -272,8 +284,8 @@ class Bitext(ParallelText):
 
     def _clean(
         self, pairs: Iterable[Pair], tokenizers: tuple[Tokenizer, Tokenizer], counts: Cleaning
-    ) -> Iterator[tuple[list[int], list[int]]]:
-        """Yields the tokens of the pairs fit for training, counting the others by reason."""
+    ) -> Iterator[tuple[Pair, Ids]]:
+        """Yields the pairs fit for training and their tokens, counting the others by reason."""
         distinct: dict[Pair, None] = {}
         for pair in pairs:
             if not pair[0].strip() or not pair[1].strip():
@@ -282,7 +294,7 @@ class Bitext(ParallelText):
                 counts.duplicate += 1
             else:
                 distinct[pair] = None
-        for source, target in _tokens(list(distinct), tokenizers):
+        for pair, (source, target) in zip(distinct, _tokens(list(distinct), tokenizers), strict=True):
             longer, shorter = max(len(source), len(target)), min(len(source), len(target))
             if longer + 1 > self.length:
                 counts.long += 1
@@ -290,7 +302,17 @@ class Bitext(ParallelText):
                 counts.ratio += 1
             else:
                 counts.kept += 1
-                yield source, target
+                yield pair, (source, target)
+
+    def _cut(
+        self, pairs: Iterable[tuple[Pair, Ids]], tokenizers: tuple[Tokenizer, Tokenizer]
+    ) -> Iterator[tuple[Pair, Ids]]:
+        """Yields each pair in several ways of BPE-dropout; one that is too long as it was."""
+        segmenters = [tokenizer.segmenter(self.bpe_dropout) for tokenizer in tokenizers]
+        for pair, whole in pairs:
+            sides = (s.ways(spaced(side), _WAYS) for s, side in zip(segmenters, pair, strict=True))
+            for ids in zip(*sides, strict=True):
+                yield pair, whole if max(map(len, ids)) + 1 > self.length else ids
 
 
 def spaced(line: str) -> str:
@@ -308,9 +330,7 @@ def decode(tokenizer: Tokenizer, ids: Iterable[int]) -> str:
     return " ".join(tokenizer.decode(ids).split("\n")).strip()
 
 
-def _tokens(
-    pairs: Sequence[Pair], tokenizers: tuple[Tokenizer, Tokenizer]
-) -> Iterator[tuple[list[int], list[int]]]:
+def _tokens(pairs: Sequence[Pair], tokenizers: tuple[Tokenizer, Tokenizer]) -> Iterator[Ids]:
     for start in range(0, len(pairs), _BATCH):
         part = pairs[start : start + _BATCH]
         sides = (encode(t, side) for t, side in zip(tokenizers, zip(*part, strict=True), strict=True))

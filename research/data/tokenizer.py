@@ -12,6 +12,7 @@ from typing import ClassVar, Self
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from research.data.bpe_dropout import Segmenter
 from research.data.object_store import is_file, located, opened
 from research.errors import UserError
 
@@ -213,6 +214,12 @@ class Tokenizer:
                 if len(text) != len(encoded):
                     self._refuse(text)
         return ids
+
+    def segmenter(self, rate: float) -> Segmenter:
+        """Returns what cuts text with BPE-dropout; UserError if this is no BPE."""
+        if not isinstance(self._backend.model, models.BPE):
+            raise UserError("BPE-dropout needs a BPE tokenizer, and this is of another kind")
+        return Segmenter(self._backend, rate)
 
     def pieces(self, text: str) -> list[str]:
         """Cuts a long text into pieces whose tokens, one after another, are those of the text; see `cut`."""

@@ -121,6 +121,7 @@ _RANGES: dict[type, dict[str, Range]] = {
     Bitext: {
         "valid_fraction": PART,
         "ratio": ("at least 1", lambda x: x >= 1),
+        "bpe_dropout": RATE,
         **dict.fromkeys(("length", "batch_tokens", "buckets", "rows_multiple"), AT_LEAST_1),
     },
     Translation: {"label_smoothing": RATE},
