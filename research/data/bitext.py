@@ -26,7 +26,7 @@ from research.data.parallel import Pair, ParallelSource, ParallelText
 from research.data.tokenizer import Tokenizer
 from research.errors import UserError, nearest
 
-_FORMAT = 1
+_FORMAT = 2
 """Part of every cache key: raise it when what is cached changes."""
 SOURCE_TOKENIZER = "source_tokenizer.json"
 """Name, in a run directory, of the tokenizer of the source, where it has one of its own."""
@@ -82,20 +82,24 @@ class PreparedBitext:
 
 @dataclasses.dataclass
 class Cleaning:
-    """Counts of what was kept and what was left out of the training text, by reason."""
+    """Counts of what was kept and what was left out of the text, by reason."""
 
     kept: int = 0
     empty: int = 0
     duplicate: int = 0
     long: int = 0
     ratio: int = 0
+    valid: int = 0
+    """Validation pairs that were kept."""
+    valid_long: int = 0
+    """Validation pairs that were left out; only their length is a reason."""
 
     def __str__(self) -> str:
-        left_out = {
-            name: count for name, count in dataclasses.asdict(self).items() if name != "kept" and count
-        }
-        counts = ", ".join(f"{count:,} {name}" for name, count in left_out.items())
-        return f"{self.kept:,} training pairs; left out: {counts or 'none'}"
+        reasons = ("empty", "duplicate", "long", "ratio")
+        counts = ", ".join(f"{getattr(self, name):,} {name}" for name in reasons if getattr(self, name))
+        valid = f"; {self.valid:,} validation pairs; left out: {self.valid_long:,} long"
+        told = f"{self.kept:,} training pairs; left out: {counts or 'none'}"
+        return told + valid * bool(self.valid_long)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +114,8 @@ class Bitext(ParallelText):
     start: str | None = None
     """Token that every target begins with ("<pad>" in Marian and T5); default: the end-of-text token."""
     length: int = 64
-    """Longest sentence, in tokens with the end of text; longer training pairs are left out (and counted)."""
+    """Longest sentence, in tokens with the end of text; longer pairs are left out of training and validation
+    (and counted)."""
     ratio: float | None = 9.0
     """Largest ratio of the lengths of a training pair, in tokens; default: any."""
     batch_tokens: int = 4096
@@ -257,15 +262,20 @@ class Bitext(ParallelText):
     ) -> None:
         report("tokenising")
         train, valid = self.training_pairs(text)
-        counts = Cleaning()
-        tokens = {"train": self._clean(train, tokenizers, counts), "valid": _tokens(valid, tokenizers)}
-        tokenizer = tokenizers[1]
-        sizes = {"train": 0, "valid": sum(len(line.encode()) for _, line in valid)}
-        for name, found in tokens.items():
-            if not (kept := list(found)):
+        counts, size = Cleaning(), 0
+        kept = {"train": list(self._clean(train, tokenizers, counts)), "valid": []}
+        for (_, line), sides in zip(valid, _tokens(valid, tokenizers), strict=True):
+            if self._is_long(sides):
+                counts.valid_long += 1
+            else:
+                kept["valid"].append(sides)
+                size += len(line.encode())
+        counts.valid, sizes, tokenizer = len(kept["valid"]), {"train": 0, "valid": size}, tokenizers[1]
+        for name, found in kept.items():
+            if not found:
                 raise UserError(f"no pairs are left for data split {name!r}: {counts}")
             (directory / name).mkdir()
-            sources, targets = zip(*kept, strict=True)
+            sources, targets = zip(*found, strict=True)
             pairs = TokenPairs.of(sources, targets, tokenizer.end_of_text, sizes[name], tokenizer.start)
             pairs.save(directory / name)
         (directory / "cleaning.txt").write_text(str(counts))
@@ -284,13 +294,17 @@ class Bitext(ParallelText):
                 distinct[pair] = None
         for source, target in _tokens(list(distinct), tokenizers):
             longer, shorter = max(len(source), len(target)), min(len(source), len(target))
-            if longer + 1 > self.length:
+            if self._is_long((source, target)):
                 counts.long += 1
             elif self.ratio is not None and longer > self.ratio * shorter:
                 counts.ratio += 1
             else:
                 counts.kept += 1
                 yield source, target
+
+    def _is_long(self, sides: tuple[list[int], list[int]]) -> bool:
+        """Returns whether a side, with its end of text, has more tokens than ``length``."""
+        return max(map(len, sides)) + 1 > self.length
 
 
 def spaced(line: str) -> str:

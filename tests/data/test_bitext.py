@@ -125,8 +125,15 @@ def test_cleaning_is_counted(files):
     said = []
     data = bitext(files, length=40, ratio=6.0, **valid)
     prepared = data.prepare(vocabulary=300, report=said.append)
-    assert said[-2] == "60 training pairs; left out: 2 empty, 1 duplicate, 1 long, 1 ratio"
-    assert len(prepared.train) == 60 and len(prepared.valid) == 65  # validation is taken as it is
+    assert said[-2] == (
+        "60 training pairs; left out: 2 empty, 1 duplicate, 1 long, 1 ratio; "
+        "64 validation pairs; left out: 1 long"
+    )
+    # Validation is taken as it is, but for what the model never sees that long.
+    kept = [target for _, target in (*PAIRS, *more) if not target.startswith("lang")]
+    assert (len(prepared.train), len(prepared.valid)) == (60, 64)
+    assert prepared.valid.widths().max() <= 40 and prepared.buckets[-1].width <= 40
+    assert prepared.valid.target_bytes == sum(len(target.encode()) for target in kept)
     again = []
     data.prepare(vocabulary=300, report=again.append)
     assert again == said[-2:]  # all from the cache
@@ -158,6 +165,10 @@ def test_an_empty_text_or_side_is_one_line(tmp_path):
         bitext((tmp_path / "s", tmp_path / "t")).prepare(vocabulary=300)
     with pytest.raises(UserError, match=r"full has 3 lines and .*t 0:"):
         bitext((tmp_path / "full", tmp_path / "t")).prepare(vocabulary=300)
+    (tmp_path / "long").write_text("a " * 99 + "\n")
+    valid = {"valid_source": str(tmp_path / "long"), "valid_target": str(tmp_path / "long")}
+    with pytest.raises(UserError, match=r"split 'valid': 1 .*; 0 validation pairs; left out: 1 long"):
+        bitext((tmp_path / "full", tmp_path / "full"), length=9, **valid).prepare(vocabulary=260)
     with pytest.raises(UserError, match=r"no pairs are left for data split 'train': .* 2 empty"):
         bitext((tmp_path / "full", tmp_path / "blank")).prepare(vocabulary=300)
 
