@@ -183,3 +183,14 @@ def test_bad_lines_and_languages_are_one_line(place, monkeypatch, capsys):
     blimp = ["--task", "blimp", "--data.path", str(place / "pairs")]
     assert main(["evaluate", str(place / "run"), *blimp]) == 2
     assert "is not a run of a language model" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("given", "missing"), [("source", "target"), ("target", "source")])
+@pytest.mark.parametrize("command", ["evaluate", "compare"])
+def test_lines_are_never_scored_against_the_runs_own_references(place, command, given, missing, capsys):
+    run = str(place / "run")
+    runs = [run] * (1 + (command == "compare"))
+    assert main([command, *runs, f"--data.{given}", str(place / "s")]) == 2
+    err = capsys.readouterr().err
+    assert f"go together; --data.{missing} is missing" in err and err.count("\n") == 1

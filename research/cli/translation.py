@@ -169,9 +169,12 @@ def compare(first: str, second: str, options: Compare, overrides: Mapping[str, s
 
 
 def _tests(trained: TranslationRun, overrides: Mapping[str, str]) -> Any:
-    """Returns the run's text, or the files that the overrides name."""
+    """Returns the run's text, or the files that the overrides name; UserError if they name one of the two."""
     from research.training.overrides import override
 
+    files = ("data.source", "data.target")
+    if (missing := [name for name in files if name not in overrides]) and len(missing) < len(files):
+        raise UserError(f"--data.source FILE and --data.target FILE go together; --{missing[0]} is missing")
     if "data.source" in overrides:
         overrides = {"data.corpus": "test", **overrides}
     return override(trained.experiment, overrides).data
