@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import math
 import sys
 
 import jax
@@ -12,6 +13,8 @@ import numpy as np
 import pytest
 
 from research.cli.main import main
+from research.data.bitext import encode
+from research.data.tokenizer import Tokenizer
 from research.errors import UserError
 from research.inference.beam import Beam
 from research.inference.translate import Candidate, Translator
@@ -68,6 +71,28 @@ def test_a_run_translates_scores_and_is_scored(place, monkeypatch, capsys):
     found = json.loads(capsys.readouterr().out)["splits"]["test"]
     assert found["sentences"] == 48 and found["bleu"]["score"] < 50
     assert sum(row["sentences"] for row in found["by_length"]) == 48
+    # The same by forced decoding, a token at a time.
+    say(monkeypatch, (place / "s").read_bytes())
+    assert main(["translate", run, "--score", str(place / "t")]) == 0
+    nats = -sum(map(float, capsys.readouterr().out.split()))
+    tokenizer = Tokenizer.load(place / "run" / Tokenizer.FILE)
+    count = sum(len(line) + 1 for line in encode(tokenizer, [target for _, target in LINES]))
+    assert found["reference_tokens"] == count and found["too_long"] == 0
+    assert found["bits_per_token"] == pytest.approx(nats / math.log(2) / count, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_pairs_too_long_for_the_model_have_no_part_in_bits_per_token(place, tmp_path, capsys):
+    found = []
+    for more in ("", "a b " * 40 + "\n"):
+        for name in "st":
+            (tmp_path / name).write_text("a b c d\n" * 3 + more)
+        files = ["--data.source", str(tmp_path / "s"), "--data.target", str(tmp_path / "t")]
+        assert main(["evaluate", str(place / "run"), *files, "--beam", "1"]) == 0
+        line = capsys.readouterr().out.splitlines()[-1]
+        assert line.startswith("  bits per token of the references, teacher-forced: ")
+        found.append(line.removesuffix(", without 1 pairs that are too long)").removesuffix(")"))
+    assert found[0] == found[1]
 
 
 @pytest.mark.slow

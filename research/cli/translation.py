@@ -197,6 +197,14 @@ def evaluate(trained: TranslationRun, overrides: Mapping[str, str], beam: Beam, 
         if "raw" in result:
             print(f"  on raw text, detokenised: {result['raw']['bleu']['text']}")
         print("  BLEU by source length: " + ", ".join(map(_row, result["by_length"])))
+        if result.get("bits_per_token") is not None:
+            left_out = (
+                f", without {result['too_long']:,} pairs that are too long" if result["too_long"] else ""
+            )
+            size = f"{result['reference_tokens']:,} tokens{left_out}"
+            print(
+                f"  bits per token of the references, teacher-forced: {result['bits_per_token']:.4f} ({size})"
+            )
 
 
 def _row(row: dict[str, Any]) -> str:

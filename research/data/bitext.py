@@ -74,10 +74,11 @@ class PreparedBitext:
         return batches if limit is None else [batches[i] for i in range(min(limit, len(batches)))]
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Returns "loss" in nats per target token and "bits_per_byte" of the target text."""
+        """Returns "loss" in nats and "bits_per_token", of a target token, and "bits_per_byte" of the text."""
         nats = sums["loss"] / sums["weight"]
+        bits = nats / math.log(2)
         per_byte = self.valid.target_tokens / self.valid.target_bytes
-        return {"loss": nats, "bits_per_byte": nats / math.log(2) * per_byte}
+        return {"loss": nats, "bits_per_token": bits, "bits_per_byte": bits * per_byte}
 
 
 @dataclasses.dataclass

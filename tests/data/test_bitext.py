@@ -74,7 +74,8 @@ def test_a_file_becomes_pairs_and_back(files):
     assert decode(prepared.tokenizer, prepared.train.target[starts[3] : starts[4]]) == PAIRS[3][1]
     found = prepared.metrics({"loss": 10.0, "weight": 5.0})
     assert found["loss"] == 2.0
-    bits = 2.0 / 0.6931471805599453 * prepared.valid.target_tokens / len(PAIRS[-1][1])
+    assert found["bits_per_token"] == pytest.approx(2.0 / 0.6931471805599453)
+    bits = found["bits_per_token"] * prepared.valid.target_tokens / len(PAIRS[-1][1])
     assert found["bits_per_byte"] == pytest.approx(bits)
 
 
