@@ -201,9 +201,13 @@ def test_vocabularies_of_their_own_need_tables_of_their_own(place, capsys):
 
 @pytest.mark.slow
 def test_bad_lines_and_languages_are_one_line(place, monkeypatch, capsys):
-    say(monkeypatch, b"a\n\xff\n")
+    say(monkeypatch, b"a b d\n\xff\n")
     assert main(["translate", str(place / "run")]) == 2
-    assert "standard input, line 2 is not UTF-8" in capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert "standard input, line 2 is not UTF-8" in err
+    say(monkeypatch, b"a b d\n")
+    assert main(["translate", str(place / "run")]) == 0
+    assert capsys.readouterr().out == out  # the first line's translation
     (place / "pairs").write_text('{"sentence_good": "a", "sentence_bad": "b"}\n')
     blimp = ["--task", "blimp", "--data.path", str(place / "pairs")]
     assert main(["evaluate", str(place / "run"), *blimp]) == 2

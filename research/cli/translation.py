@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from research.training.experiment import Experiment
     from research.training.translation import TranslationRun
 
+_FIRST = 64
+"""Lines that are translated before any translation is printed."""
+_PATIENCE = 2.0
+"""Seconds between messages about progress, at least."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Translate:
@@ -112,8 +117,18 @@ def translate(target: str, options: Translate, overrides: Mapping[str, str]) -> 
         for total in model.score(pairs):
             print(json.dumps({"log_probability": total}) if options.json else f"{total:.6f}")
         return
-    begin, told = time.monotonic(), 0
-    for number, candidates in enumerate(model.translate(_lines())):
+    begin = told = time.monotonic()
+
+    def tell(done: int, what: str) -> None:
+        nonlocal told
+        told = time.monotonic()
+        message(f"{done:,} {what}, {done / (told - begin):.1f} per second")
+
+    def progress(done: int) -> None:
+        if time.monotonic() - told > _PATIENCE:
+            tell(done, "sentences")
+
+    for number, candidates in enumerate(model.translate(_lines(), first=_FIRST, progress=progress)):
         if options.json:
             print(json.dumps({"candidates": [dataclasses.asdict(one) for one in candidates]}))
         elif options.n_best:
@@ -122,9 +137,9 @@ def translate(target: str, options: Translate, overrides: Mapping[str, str]) -> 
                 print(f"{number} ||| {one.text} ||| {one.score:.6f}{probability}")
         else:
             print(candidates[0].text)
-        if model.counts.lines != told:
-            told = model.counts.lines
-            message(f"{told:,} lines, {told / (time.monotonic() - begin):.1f} per second")
+        if number + 1 == model.counts.lines:  # the last one of a chunk
+            sys.stdout.flush()
+    tell(model.counts.lines, "lines")
     if isinstance(model, Translator) and isinstance(trained, Trained):
         _warn(model.counts, trained.experiment)
 

@@ -79,6 +79,34 @@ def test_draws_are_those_of_the_seed_and_the_number_of_the_line():
     np.testing.assert_allclose(drawn.log_probability, found.log_probability, rtol=1e-4)
 
 
+@pytest.mark.parametrize("search", [Beam(3), Draws(Decoding(), 5)], ids=["beam", "draws"])
+def test_chunks_change_nothing_and_grow(search):
+    read, done = [], []
+    long = "a b c a b c a b c a b c . b b b a c , c a b c a b ."
+    lines = ["b a c", "a", "", long, "b", "c a", "c"]
+    one, several = fresh(search), fresh(search)
+    found = several.translate((read.append(line) or line for line in lines), first=1, progress=done.append)
+    together = list(one.translate(lines))
+    for number, (apart, whole) in enumerate(zip(found, together, strict=True)):
+        assert len(read) == (1 if number < 1 else 3 if number < 3 else 7)
+        assert several.counts.lines == len(read)
+        assert [candidate.text for candidate in apart] == [candidate.text for candidate in whole]
+    assert one.counts == several.counts and one.counts.split == 1
+    # One batch for each chunk, and one for the two parts of the line that is cut; the empty line has none.
+    assert len(done) == 4 and done == sorted(done) and done[-1] == 7
+
+
+def test_what_was_read_before_an_error_is_translated():
+    def lines():
+        yield from LINES[2:5]
+        raise UserError("line 4 is not UTF-8")
+
+    model, found = fresh(Beam(1)), []
+    with pytest.raises(UserError, match="line 4"):
+        found.extend(candidates[0].text for candidates in model.translate(lines(), first=2))
+    assert found == [candidates[0].text for candidates in fresh(Beam(1)).translate(LINES[2:5])]
+
+
 @pytest.mark.slow
 def test_a_long_line_is_its_parts_and_a_long_word_its_beginning():
     model, _ = translator("lstm")
