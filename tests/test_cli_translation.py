@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import itertools
 import json
 import math
+import re
+import shutil
 import sys
 
 import jax
@@ -177,10 +180,37 @@ def test_a_run_on_buckets_that_was_stopped_is_the_run_that_was_not(place, capsys
 
 
 @pytest.mark.slow
+def test_runs_are_compared_by_name(place, monkeypatch, capsys):
+    run, other = str(place / "run"), str(place / "french")
+    shutil.copytree(run, other)
+    files = ["--data.source", str(place / "s"), "--data.target", str(place / "t")]
+    answers = itertools.cycle([[target for _, target in LINES], ["B A"] * len(LINES)])
+
+    def said(model, lines, **_):
+        return [[Candidate(text, 0.0, 0.0)] for text in next(answers)]
+
+    monkeypatch.setattr(Translator, "translate", said)
+    assert main(["compare", run, other, *files]) == 0
+    line, signature = capsys.readouterr().out.splitlines()
+    assert re.match(rf"test: BLEU 100\.00 \({run}\) and \d+\.\d\d \({other}\), p = 0\.0\d+$", line)
+    assert "nrefs:1|bs:1000|" in signature and "|version:" in signature
+    assert main(["compare", run, other, *files, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["runs"] == [run, other] and found["splits"]["test"]["signature"] == signature.strip()
+    description = place / "french" / "experiment.json"
+    described = json.loads(description.read_text())
+    described["data"]["target_language"] = "fr"
+    description.write_text(json.dumps(described))
+    assert main(["compare", run, other, *files]) == 2
+    err = capsys.readouterr().err
+    assert f"{other} translates en to fr, and the text is en to de" in err and err.count("\n") == 1
+
+
+@pytest.mark.slow
 def test_another_pair_of_languages_and_an_empty_test_are_one_line(place, tmp_path, capsys):
     trained = translation.load(str(place / "run"))
     other = dataclasses.replace(trained.experiment.data, target_language="fr")
-    with pytest.raises(UserError, match="the run translates en to de, not en to fr; train another"):
+    with pytest.raises(UserError, match="run translates en to de, and the text is en to fr"):
         translation.translations(trained, other, beam=Beam(1), report=print)
     (tmp_path / "empty").write_text("")
     (tmp_path / "other").write_text("")

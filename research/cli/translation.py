@@ -180,7 +180,8 @@ def compare(first: str, second: str, options: Compare, overrides: Mapping[str, s
         print(json.dumps({"runs": [first, second], "splits": found}))
         return
     for split, row in found.items():
-        print(f"{split}: BLEU {row['first']:.2f} and {row['second']:.2f}, p = {row['p_value']:.4f}")
+        scores = f"{row['first']:.2f} ({first}) and {row['second']:.2f} ({second})"
+        print(f"{split}: BLEU {scores}, p = {row['p_value']:.4f}\n  {row['signature']}")
 
 
 def _tests(trained: TranslationRun, overrides: Mapping[str, str]) -> Any:

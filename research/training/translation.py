@@ -210,14 +210,7 @@ def translations(
       UserError: the text cannot be read, holds nothing but training text, or is of other languages than the
         run was trained for.
     """
-    own = trained.experiment.data
-    assert isinstance(own, ParallelText)
-    languages, asked = ((x.source_language, x.target_language) for x in (own, data))
-    if asked != languages:
-        raise UserError(
-            f"the run translates {languages[0]} to {languages[1]}, not {asked[0]} to {asked[1]}; "
-            "train another for that"
-        )
+    _check_languages(trained, data)
     text = data.open()
     text.fingerprint()  # tells of files that are missing
     tests = [split for split in text.splits() if split != "train"]
@@ -235,6 +228,18 @@ def translations(
         sources, references = (list(side) for side in zip(*pairs, strict=True))
         found[split] = (sources, [best[0].text for best in model.translate(sources)], references)
     return found
+
+
+def _check_languages(run: TranslationRun, data: ParallelText) -> None:
+    """Raises UserError where the text is of other languages than the run was trained for."""
+    own = run.experiment.data
+    assert isinstance(own, ParallelText)
+    languages, asked = ((x.source_language, x.target_language) for x in (own, data))
+    if asked != languages:
+        raise UserError(
+            f"{run.directory} translates {languages[0]} to {languages[1]}, and the text is {asked[0]} to "
+            f"{asked[1]}"
+        )
 
 
 def evaluate(
@@ -315,10 +320,23 @@ def compare(
     *,
     beam: Beam,
     report: Callable[[str], None],
-) -> dict[str, dict[str, float]]:
-    """Returns BLEU of two runs, and the p-value of the difference, for every split but "train"."""
+) -> dict[str, dict[str, Any]]:
+    """Returns BLEU of two runs, and the p-value of the difference, for every split but "train".
+
+    Args:
+      first: a run.
+      second: another.
+      data: the text.
+      beam: how translations are searched for.
+      report: receives messages.
+
+    Raises:
+      UserError: as `translations`, of either run.
+    """
     from research.evaluation.bleu import compared
 
+    for run in (first, second):  # before either translates
+        _check_languages(run, data)
     one, two = (translations(run, data, beam=beam, report=report) for run in (first, second))
     return {
         split: compared(one[split][1], two[split][1], one[split][2], tokenised=data.tokenised)
