@@ -92,7 +92,9 @@ def test_pairs_too_long_for_the_model_have_no_part_in_bits_per_token(place, tmp_
             (tmp_path / name).write_text("a b c d\n" * 3 + more)
         files = ["--data.source", str(tmp_path / "s"), "--data.target", str(tmp_path / "t")]
         assert main(["evaluate", str(place / "run"), *files, "--beam", "1"]) == 0
-        line = capsys.readouterr().out.splitlines()[-1]
+        out, err = capsys.readouterr()
+        assert ("test: warning: 1 lines were translated in parts" in err) == bool(more)
+        line = out.splitlines()[-1]
         assert line.startswith("  bits per token of the references, teacher-forced: ")
         found.append(line.removesuffix(", without 1 pairs that are too long)").removesuffix(")"))
     assert found[0] == found[1]

@@ -15,8 +15,6 @@ from research.errors import UserError
 
 if TYPE_CHECKING:
     from research.inference.beam import Beam
-    from research.inference.translate import Counts
-    from research.training.experiment import Experiment
     from research.training.translation import TranslationRun
 
 _FIRST = 64
@@ -139,24 +137,10 @@ def translate(target: str, options: Translate, overrides: Mapping[str, str]) -> 
             print(candidates[0].text)
         if number + 1 == model.counts.lines:  # the last one of a chunk
             sys.stdout.flush()
-    tell(model.counts.lines, "lines")
-    if isinstance(model, Translator) and isinstance(trained, Trained):
-        _warn(model.counts, trained.experiment)
-
-
-def _warn(counts: Counts, experiment: Experiment) -> None:
-    """Says how many lines were too long."""
-    data: Any = experiment.data
-    if counts.split:
-        message(
-            f"warning: {counts.split:,} lines were translated in parts, cut where sentences or clauses end: "
-            f"they exceed the {min(data.length, experiment.model.context):,} tokens that it has learned"
-        )
-    if counts.truncated:
-        message(
-            f"warning: of {counts.truncated:,} words or lines without spaces only the beginning was "
-            f"translated: they exceed the {experiment.model.context:,} tokens of model.context"
-        )
+    if model.counts.lines:
+        tell(model.counts.lines, "lines")
+    for line in model.warnings():
+        message(line)
 
 
 def _lines() -> Iterator[str]:

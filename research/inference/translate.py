@@ -126,6 +126,19 @@ class Translator:
         for chunk in chunks(lines, first):
             yield from self._chunk(chunk, count)
 
+    def warnings(self) -> Iterator[str]:
+        """Yields a line for each way in which lines were too long, with their number by ``counts``."""
+        if self.counts.split:
+            yield (
+                f"warning: {self.counts.split:,} lines were translated in parts, cut where sentences or "
+                f"clauses end: they exceed the {self._longest:,} tokens that it has learned"
+            )
+        if self.counts.truncated:
+            yield (
+                f"warning: of {self.counts.truncated:,} words or lines without spaces only the beginning was "
+                f"translated: they exceed the {self._context:,} tokens of model.context"
+            )
+
     def score(self, pairs: Iterable[tuple[str, str]]) -> Iterator[float]:
         """Yields the natural log-probability of each target line given its source line (forced decoding).
 
@@ -137,12 +150,14 @@ class Translator:
         while chunk := list(itertools.islice(pairs, _ROWS)):
             tokenizers = (self._source_tokenizer, self._tokenizer)
             sides = [encode(t, side) for t, side in zip(tokenizers, zip(*chunk, strict=True), strict=True)]
+            for line, pair in enumerate(zip(*sides, strict=True), start=number + 1):
+                for name, tokens in zip(("source", "target"), pair, strict=True):
+                    if len(tokens) >= self._context:
+                        raise UserError(
+                            f"line {line} of the {name} has {len(tokens) + 1} tokens with the end of text; "
+                            f"the model takes {self._context} (model.context)"
+                        )
             longest = [max(map(len, side)) + 1 for side in sides]
-            if max(longest) > self._context:
-                raise UserError(
-                    f"one of the lines {number + 1}-{number + len(chunk)} has {max(longest)} tokens; the "
-                    f"model takes {self._context} (model.context)"
-                )
             end, rows = self._tokenizer.end_of_text, 1 << (len(chunk) - 1).bit_length()
             source = np.full((rows, _width(longest[0])), end, np.int32)
             target = np.full((rows, _width(longest[1] + 1)), end, np.int32)

@@ -17,7 +17,7 @@ from research.inference.draws import Draws
 from research.inference.ensemble import Ensemble
 from research.inference.phrase_translation import PhraseTranslator
 from research.inference.soft_alignment import SoftAligner
-from research.inference.translate import Translator
+from research.inference.translate import Counts, Translator
 from research.models.seq2seq import Seq2Seq
 from research.models.transformer import Transformer
 from research.objectives.translation import Translation
@@ -204,7 +204,7 @@ def translations(
       trained: the run.
       data: the text; that of the run, or other files.
       beam: how translations are searched for.
-      report: receives messages.
+      report: receives messages, and how many lines were too long.
 
     Raises:
       UserError: the text cannot be read, holds nothing but training text, or is of other languages than the
@@ -226,7 +226,10 @@ def translations(
         if not pairs:
             raise UserError(f"the split {split!r} of the text is empty: there is nothing to translate")
         sources, references = (list(side) for side in zip(*pairs, strict=True))
+        model.counts = Counts()
         found[split] = (sources, [best[0].text for best in model.translate(sources)], references)
+        for line in model.warnings():
+            report(f"{split}: {line}")
     return found
 
 

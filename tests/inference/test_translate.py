@@ -178,7 +178,7 @@ def test_n_best_scores_are_those_of_forced_decoding(name):
 
 
 @pytest.mark.parametrize("name", ["lstm", pytest.param("transformer", marks=pytest.mark.slow)])
-def test_scoring_pairs_is_the_teacher_forced_probability(name):
+def test_scoring_pairs_is_the_teacher_forced_probability(name, monkeypatch):
     model, params = translator(name)
     pairs = [("b a", "a b c a"), ("c", ""), ("a b a b", "b")]
     run = jax.jit(MODELS[name].build().apply)
@@ -189,8 +189,10 @@ def test_scoring_pairs_is_the_teacher_forced_probability(name):
         padded = jnp.array([[0, *target, 0, 0, 0, 0, 0][:6]], jnp.int32)
         logs = jax.nn.log_softmax(run({"params": params}, source, padded)[0])
         np.testing.assert_allclose(got, sum(float(logs[i, t]) for i, t in enumerate(target)), rtol=1e-4)
-    with pytest.raises(UserError, match="lines 1-1 has 41 tokens; the model takes 24"):
-        list(model.score([("a", "a " * 40)]))
+    monkeypatch.setattr("research.inference.translate._ROWS", 2)
+    for long, side in ((("a", "a " * 40), "target"), (("a " * 40, "a"), "source")):
+        with pytest.raises(UserError, match=rf"line 4 of the {side} has 41 tokens .*; the model takes 24"):
+            list(model.score([*pairs, long, ("b " * 50, "b " * 50)]))
 
 
 def learned(model, texts, wanted, steps):
