@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import itertools
 import json
+import math
+import re
+import shutil
 import sys
 
 import jax
@@ -12,6 +16,8 @@ import numpy as np
 import pytest
 
 from research.cli.main import main
+from research.data.bitext import encode
+from research.data.tokenizer import Tokenizer
 from research.errors import UserError
 from research.inference.beam import Beam
 from research.inference.translate import Candidate, Translator
@@ -68,6 +74,30 @@ def test_a_run_translates_scores_and_is_scored(place, monkeypatch, capsys):
     found = json.loads(capsys.readouterr().out)["splits"]["test"]
     assert found["sentences"] == 48 and found["bleu"]["score"] < 50
     assert sum(row["sentences"] for row in found["by_length"]) == 48
+    # The same by forced decoding, a token at a time.
+    say(monkeypatch, (place / "s").read_bytes())
+    assert main(["translate", run, "--score", str(place / "t")]) == 0
+    nats = -sum(map(float, capsys.readouterr().out.split()))
+    tokenizer = Tokenizer.load(place / "run" / Tokenizer.FILE)
+    count = sum(len(line) + 1 for line in encode(tokenizer, [target for _, target in LINES]))
+    assert found["reference_tokens"] == count and found["too_long"] == 0
+    assert found["bits_per_token"] == pytest.approx(nats / math.log(2) / count, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_pairs_too_long_for_the_model_have_no_part_in_bits_per_token(place, tmp_path, capsys):
+    found = []
+    for more in ("", "a b " * 40 + "\n"):
+        for name in "st":
+            (tmp_path / name).write_text("a b c d\n" * 3 + more)
+        files = ["--data.source", str(tmp_path / "s"), "--data.target", str(tmp_path / "t")]
+        assert main(["evaluate", str(place / "run"), *files, "--beam", "1"]) == 0
+        out, err = capsys.readouterr()
+        assert ("test: warning: 1 lines were translated in parts" in err) == bool(more)
+        line = out.splitlines()[-1]
+        assert line.startswith("  bits per token of the references, teacher-forced: ")
+        found.append(line.removesuffix(", without 1 pairs that are too long)").removesuffix(")"))
+    assert found[0] == found[1]
 
 
 @pytest.mark.slow
@@ -152,10 +182,37 @@ def test_a_run_on_buckets_that_was_stopped_is_the_run_that_was_not(place, capsys
 
 
 @pytest.mark.slow
+def test_runs_are_compared_by_name(place, monkeypatch, capsys):
+    run, other = str(place / "run"), str(place / "french")
+    shutil.copytree(run, other)
+    files = ["--data.source", str(place / "s"), "--data.target", str(place / "t")]
+    answers = itertools.cycle([[target for _, target in LINES], ["B A"] * len(LINES)])
+
+    def said(model, lines, **_):
+        return [[Candidate(text, 0.0, 0.0)] for text in next(answers)]
+
+    monkeypatch.setattr(Translator, "translate", said)
+    assert main(["compare", run, other, *files]) == 0
+    line, signature = capsys.readouterr().out.splitlines()
+    assert re.match(rf"test: BLEU 100\.00 \({run}\) and \d+\.\d\d \({other}\), p = 0\.0\d+$", line)
+    assert "nrefs:1|bs:1000|" in signature and "|version:" in signature
+    assert main(["compare", run, other, *files, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["runs"] == [run, other] and found["splits"]["test"]["signature"] == signature.strip()
+    description = place / "french" / "experiment.json"
+    described = json.loads(description.read_text())
+    described["data"]["target_language"] = "fr"
+    description.write_text(json.dumps(described))
+    assert main(["compare", run, other, *files]) == 2
+    err = capsys.readouterr().err
+    assert f"{other} translates en to fr, and the text is en to de" in err and err.count("\n") == 1
+
+
+@pytest.mark.slow
 def test_another_pair_of_languages_and_an_empty_test_are_one_line(place, tmp_path, capsys):
     trained = translation.load(str(place / "run"))
     other = dataclasses.replace(trained.experiment.data, target_language="fr")
-    with pytest.raises(UserError, match="the run translates en to de, not en to fr; train another"):
+    with pytest.raises(UserError, match="run translates en to de, and the text is en to fr"):
         translation.translations(trained, other, beam=Beam(1), report=print)
     (tmp_path / "empty").write_text("")
     (tmp_path / "other").write_text("")
@@ -176,10 +233,25 @@ def test_vocabularies_of_their_own_need_tables_of_their_own(place, capsys):
 
 @pytest.mark.slow
 def test_bad_lines_and_languages_are_one_line(place, monkeypatch, capsys):
-    say(monkeypatch, b"a\n\xff\n")
+    say(monkeypatch, b"a b d\n\xff\n")
     assert main(["translate", str(place / "run")]) == 2
-    assert "standard input, line 2 is not UTF-8" in capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert "standard input, line 2 is not UTF-8" in err
+    say(monkeypatch, b"a b d\n")
+    assert main(["translate", str(place / "run")]) == 0
+    assert capsys.readouterr().out == out  # the first line's translation
     (place / "pairs").write_text('{"sentence_good": "a", "sentence_bad": "b"}\n')
     blimp = ["--task", "blimp", "--data.path", str(place / "pairs")]
     assert main(["evaluate", str(place / "run"), *blimp]) == 2
     assert "is not a run of a language model" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("given", "missing"), [("source", "target"), ("target", "source")])
+@pytest.mark.parametrize("command", ["evaluate", "compare"])
+def test_lines_are_never_scored_against_the_runs_own_references(place, command, given, missing, capsys):
+    run = str(place / "run")
+    runs = [run] * (1 + (command == "compare"))
+    assert main([command, *runs, f"--data.{given}", str(place / "s")]) == 2
+    err = capsys.readouterr().err
+    assert f"go together; --data.{missing} is missing" in err and err.count("\n") == 1

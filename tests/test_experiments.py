@@ -33,6 +33,13 @@ def test_an_experiment_holds_together_and_says_how_it_is_run(file):
     assert f"headway train {file.relative_to(EXPERIMENTS.parent)}" in file.read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("size", ["", "_big"])
+def test_the_published_transformers_have_the_published_learning_rate(size):
+    described = load_experiment(EXPERIMENTS / "translation" / f"transformer_wmt14{size}.py")
+    peak = (described.model.width * described.schedule.warmup) ** -0.5
+    assert described.optimizer.learning_rate == pytest.approx(peak, rel=1e-3)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("file", files("ablations"))
 def test_the_combinations_of_an_ablation_hold_together(file):

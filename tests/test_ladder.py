@@ -55,7 +55,7 @@ def test_the_ladder_names_its_runs_and_every_option_is_an_experiments(ladder):
         )
 
 
-def test_figures_of_systems_become_a_table_and_pictures(ladder, tmp_path):
+def test_figures_of_systems_become_a_table_and_pictures(ladder, tmp_path, capsys):
     for stem in ("train", "val", *ladder.TESTS):
         for language in ("en", "de"):
             raw = [line.replace(" ,", ",").replace(" .", ".") for line in LINES]
@@ -66,14 +66,18 @@ def test_figures_of_systems_become_a_table_and_pictures(ladder, tmp_path):
 
     def system(seed, change):
         return ladder.System(
-            "copy", seed, data, lambda lines: [change(line) for line in lines], 10, 2.0 + seed
-        )
+            "copy", seed, data, lambda lines: [change(line) for line in lines], 10, 2.0 + seed,
+            lambda: ["warning: 2 lines were cut"] * seed,
+        )  # fmt: skip
 
     out = tmp_path / "out"
     out.mkdir()
     rows = [
         ladder.measure(system(0, str), texts, None, out),
         ladder.measure(system(1, lambda line: line.replace("hund", "kater")), texts, None, out),
+    ]
+    assert [line for line in capsys.readouterr().err.splitlines() if "cut" in line] == [
+        "copy, seed 1: warning: 2 lines were cut"
     ]
     assert rows[0]["BLEU 2016"] == pytest.approx(100) and rows[0]["raw coco"] == pytest.approx(100)
     assert rows[1]["BLEU 2016"] < 95

@@ -82,6 +82,8 @@ class System:
     """Lines to lines, one for each, in their order."""
     numbers: int
     seconds: float | None
+    warnings: Callable[[], Iterable[str]] = tuple
+    """Lines on what was too long of all that was translated so far."""
 
     @property
     def direction(self) -> str:
@@ -108,7 +110,7 @@ def system(path: str, name: str, beam: Beam, data: Path | None) -> System:
     def translate(lines: Iterable[str]) -> list[str]:
         return [found[0].text for found in model.translate(lines)]
 
-    return System(name, seed, text, translate, numbers, training_seconds(run.directory))
+    return System(name, seed, text, translate, numbers, training_seconds(run.directory), model.warnings)
 
 
 def training_seconds(run: RunDirectory) -> float | None:
@@ -155,6 +157,8 @@ def measure(one: System, texts: Texts, limit: int | None, out: Path) -> dict[str
         row[f"{'BLEU' if tokenised else 'raw'} {SHORT[test]}"] = own
         for side, more in zip(everything, (sources, found, references), strict=True):
             side += more
+    for line in one.warnings():
+        print(f"{one.name}, seed {one.seed}: {line}", file=sys.stderr, flush=True)
     row["by_length"] = by_length(*everything, tokenised=one.data.tokenised)
     sources = next(iter(texts.values()))[0]
     start = time.perf_counter()

@@ -15,9 +15,12 @@ from research.errors import UserError
 
 if TYPE_CHECKING:
     from research.inference.beam import Beam
-    from research.inference.translate import Counts
-    from research.training.experiment import Experiment
     from research.training.translation import TranslationRun
+
+_FIRST = 64
+"""Lines that are translated before any translation is printed."""
+_PATIENCE = 2.0
+"""Seconds between messages about progress, at least."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,8 +115,18 @@ def translate(target: str, options: Translate, overrides: Mapping[str, str]) -> 
         for total in model.score(pairs):
             print(json.dumps({"log_probability": total}) if options.json else f"{total:.6f}")
         return
-    begin, told = time.monotonic(), 0
-    for number, candidates in enumerate(model.translate(_lines())):
+    begin = told = time.monotonic()
+
+    def tell(done: int, what: str) -> None:
+        nonlocal told
+        told = time.monotonic()
+        message(f"{done:,} {what}, {done / (told - begin):.1f} per second")
+
+    def progress(done: int) -> None:
+        if time.monotonic() - told > _PATIENCE:
+            tell(done, "sentences")
+
+    for number, candidates in enumerate(model.translate(_lines(), first=_FIRST, progress=progress)):
         if options.json:
             print(json.dumps({"candidates": [dataclasses.asdict(one) for one in candidates]}))
         elif options.n_best:
@@ -122,26 +135,12 @@ def translate(target: str, options: Translate, overrides: Mapping[str, str]) -> 
                 print(f"{number} ||| {one.text} ||| {one.score:.6f}{probability}")
         else:
             print(candidates[0].text)
-        if model.counts.lines != told:
-            told = model.counts.lines
-            message(f"{told:,} lines, {told / (time.monotonic() - begin):.1f} per second")
-    if isinstance(model, Translator) and isinstance(trained, Trained):
-        _warn(model.counts, trained.experiment)
-
-
-def _warn(counts: Counts, experiment: Experiment) -> None:
-    """Says how many lines were too long."""
-    data: Any = experiment.data
-    if counts.split:
-        message(
-            f"warning: {counts.split:,} lines were translated in parts, cut where sentences or clauses end: "
-            f"they exceed the {min(data.length, experiment.model.context):,} tokens that it has learned"
-        )
-    if counts.truncated:
-        message(
-            f"warning: of {counts.truncated:,} words or lines without spaces only the beginning was "
-            f"translated: they exceed the {experiment.model.context:,} tokens of model.context"
-        )
+        if number + 1 == model.counts.lines:  # the last one of a chunk
+            sys.stdout.flush()
+    if model.counts.lines:
+        tell(model.counts.lines, "lines")
+    for line in model.warnings():
+        message(line)
 
 
 def _lines() -> Iterator[str]:
@@ -165,13 +164,17 @@ def compare(first: str, second: str, options: Compare, overrides: Mapping[str, s
         print(json.dumps({"runs": [first, second], "splits": found}))
         return
     for split, row in found.items():
-        print(f"{split}: BLEU {row['first']:.2f} and {row['second']:.2f}, p = {row['p_value']:.4f}")
+        scores = f"{row['first']:.2f} ({first}) and {row['second']:.2f} ({second})"
+        print(f"{split}: BLEU {scores}, p = {row['p_value']:.4f}\n  {row['signature']}")
 
 
 def _tests(trained: TranslationRun, overrides: Mapping[str, str]) -> Any:
-    """Returns the run's text, or the files that the overrides name."""
+    """Returns the run's text, or the files that the overrides name; UserError if they name one of the two."""
     from research.training.overrides import override
 
+    files = ("data.source", "data.target")
+    if (missing := [name for name in files if name not in overrides]) and len(missing) < len(files):
+        raise UserError(f"--data.source FILE and --data.target FILE go together; --{missing[0]} is missing")
     if "data.source" in overrides:
         overrides = {"data.corpus": "test", **overrides}
     return override(trained.experiment, overrides).data
@@ -194,6 +197,14 @@ def evaluate(trained: TranslationRun, overrides: Mapping[str, str], beam: Beam, 
         if "raw" in result:
             print(f"  on raw text, detokenised: {result['raw']['bleu']['text']}")
         print("  BLEU by source length: " + ", ".join(map(_row, result["by_length"])))
+        if result.get("bits_per_token") is not None:
+            left_out = (
+                f", without {result['too_long']:,} pairs that are too long" if result["too_long"] else ""
+            )
+            size = f"{result['reference_tokens']:,} tokens{left_out}"
+            print(
+                f"  bits per token of the references, teacher-forced: {result['bits_per_token']:.4f} ({size})"
+            )
 
 
 def _row(row: dict[str, Any]) -> str:

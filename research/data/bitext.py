@@ -28,7 +28,7 @@ from research.errors import UserError, nearest
 
 Ids = tuple[list[int], list[int]]
 """Tokens of a source and of its target."""
-_FORMAT = 1
+_FORMAT = 2
 """Part of every cache key: raise it when what is cached changes."""
 SOURCE_TOKENIZER = "source_tokenizer.json"
 """Name, in a run directory, of the tokenizer of the source, where it has one of its own."""
@@ -78,28 +78,33 @@ class PreparedBitext:
         return batches if limit is None else [batches[i] for i in range(min(limit, len(batches)))]
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Returns "loss" in nats per target token and "bits_per_byte" of the target text."""
+        """Returns "loss" in nats and "bits_per_token", of a target token, and "bits_per_byte" of the text."""
         nats = sums["loss"] / sums["weight"]
+        bits = nats / math.log(2)
         per_byte = self.valid.target_tokens / self.valid.target_bytes
-        return {"loss": nats, "bits_per_byte": nats / math.log(2) * per_byte}
+        return {"loss": nats, "bits_per_token": bits, "bits_per_byte": bits * per_byte}
 
 
 @dataclasses.dataclass
 class Cleaning:
-    """Counts of what was kept and what was left out of the training text, by reason."""
+    """Counts of what was kept and what was left out of the text, by reason."""
 
     kept: int = 0
     empty: int = 0
     duplicate: int = 0
     long: int = 0
     ratio: int = 0
+    valid: int = 0
+    """Validation pairs that were kept."""
+    valid_long: int = 0
+    """Validation pairs that were left out; only their length is a reason."""
 
     def __str__(self) -> str:
-        left_out = {
-            name: count for name, count in dataclasses.asdict(self).items() if name != "kept" and count
-        }
-        counts = ", ".join(f"{count:,} {name}" for name, count in left_out.items())
-        return f"{self.kept:,} training pairs; left out: {counts or 'none'}"
+        reasons = ("empty", "duplicate", "long", "ratio")
+        counts = ", ".join(f"{getattr(self, name):,} {name}" for name in reasons if getattr(self, name))
+        valid = f"; {self.valid:,} validation pairs; left out: {self.valid_long:,} long"
+        told = f"{self.kept:,} training pairs; left out: {counts or 'none'}"
+        return told + valid * bool(self.valid_long)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +122,8 @@ class Bitext(ParallelText):
     """Probability with which BPE passes over a merge (Provilkov et al., 2020: 0.1): each training pair is
     then cut in several ways, and an epoch has each of them once."""
     length: int = 64
-    """Longest sentence, in tokens with the end of text; longer training pairs are left out (and counted)."""
+    """Longest sentence, in tokens with the end of text; longer pairs are left out of training and validation
+    (and counted)."""
     ratio: float | None = 9.0
     """Largest ratio of the lengths of a training pair, in tokens; default: any."""
     batch_tokens: int = 4096
@@ -265,19 +271,24 @@ class Bitext(ParallelText):
     ) -> None:
         report("tokenising")
         train, valid = self.training_pairs(text)
-        counts = Cleaning()
+        counts, size = Cleaning(), 0
         clean = self._clean(train, tokenizers, counts)
         if self.bpe_dropout:
             report(f"cutting each pair in {_WAYS} ways")
             clean = self._cut(clean, tokenizers)
-        tokens = {"train": (ids for _, ids in clean), "valid": _tokens(valid, tokenizers)}
-        tokenizer = tokenizers[1]
-        sizes = {"train": 0, "valid": sum(len(line.encode()) for _, line in valid)}
-        for name, found in tokens.items():
-            if not (kept := list(found)):
+        kept: dict[str, list[Ids]] = {"train": [ids for _, ids in clean], "valid": []}
+        for (_, line), ids in zip(valid, _tokens(valid, tokenizers), strict=True):
+            if self._is_long(ids):
+                counts.valid_long += 1
+            else:
+                kept["valid"].append(ids)
+                size += len(line.encode())
+        counts.valid, sizes, tokenizer = len(kept["valid"]), {"train": 0, "valid": size}, tokenizers[1]
+        for name, found in kept.items():
+            if not found:
                 raise UserError(f"no pairs are left for data split {name!r}: {counts}")
             (directory / name).mkdir()
-            sources, targets = zip(*kept, strict=True)
+            sources, targets = zip(*found, strict=True)
             pairs = TokenPairs.of(sources, targets, tokenizer.end_of_text, sizes[name], tokenizer.start)
             pairs.save(directory / name)
         (directory / "cleaning.txt").write_text(str(counts))
@@ -296,7 +307,7 @@ class Bitext(ParallelText):
                 distinct[pair] = None
         for pair, (source, target) in zip(distinct, _tokens(list(distinct), tokenizers), strict=True):
             longer, shorter = max(len(source), len(target)), min(len(source), len(target))
-            if longer + 1 > self.length:
+            if self._is_long((source, target)):
                 counts.long += 1
             elif self.ratio is not None and longer > self.ratio * shorter:
                 counts.ratio += 1
@@ -312,7 +323,11 @@ class Bitext(ParallelText):
         for pair, whole in pairs:
             sides = (s.ways(spaced(side), _WAYS) for s, side in zip(segmenters, pair, strict=True))
             for ids in zip(*sides, strict=True):
-                yield pair, whole if max(map(len, ids)) + 1 > self.length else ids
+                yield pair, whole if self._is_long(ids) else ids
+
+    def _is_long(self, sides: Ids) -> bool:
+        """Returns whether a side, with its end of text, has more tokens than ``length``."""
+        return max(map(len, sides)) + 1 > self.length
 
 
 def spaced(line: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 import io
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,10 @@ import tensorflow_datasets as tfds
 from research.data.cache import build_once, cache_directory, content_hash
 from research.data.documents import Corpus, Document, LocalSource, Source
 from research.errors import UserError, nearest
+
+_PARTS = ("translate", "text", "question_answering", "summarization", "text_simplification")
+"""Parts of the catalogue that hold text. TFDS itself stops at the first part that lacks a package (h5py, say)
+and knows nothing of those behind it."""
 
 
 class Documents(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
@@ -113,6 +118,8 @@ class NamedDataset(Source):
 
 def named_builder(name: str) -> tfds.core.DatasetBuilder:
     """Returns a data set of the TFDS catalogue; UserError if there is no such name or configuration."""
+    for part in _PARTS:
+        importlib.import_module(f"tensorflow_datasets.{part}")
     try:
         return tfds.builder(name, file_format="array_record")
     except tfds.core.DatasetNotFoundError:

@@ -78,18 +78,22 @@ def by_length(
 
 def compared(
     first: Sequence[str], second: Sequence[str], references: Sequence[str], *, tokenised: bool = False
-) -> dict[str, float]:
-    """Returns BLEU of two systems, and the p-value of their difference by paired bootstrap (Koehn, 2004)."""
+) -> dict[str, Any]:
+    """Returns BLEU of two systems, and the p-value of their difference by paired bootstrap (Koehn, 2004).
+
+    {"first"; "second"; "p_value"; "signature": sacreBLEU's, of the scores and of the bootstrap}.
+    """
     _check(first, references)
     _check(second, references)
     systems: list[tuple[str, Sequence[str]]] = [("first", list(first)), ("second", list(second))]
     metrics = {"BLEU": _metrics(tokenised)["bleu"]}
     test = PairedTest(systems, metrics, [list(references)], test_type="bs", n_samples=1000)
-    _, found = test()
+    signatures, found = test()
     one, two = (cast(Result, result) for result in found["BLEU"])
     # Of two that are the same, every resampled difference is "as large": sacreBLEU would say significant.
     p_value = 1.0 if list(first) == list(second) else two.p_value
-    return {"first": one.score, "second": two.score, "p_value": p_value or 0.0}
+    signature = str(signatures["BLEU"])
+    return {"first": one.score, "second": two.score, "p_value": p_value or 0.0, "signature": signature}
 
 
 def _check(hypotheses: Sequence[str], references: Sequence[str]) -> None:

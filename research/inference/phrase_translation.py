@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from research.data.parallel import words_of
-from research.inference.translate import Candidate, Counts
+from research.inference.translate import CHUNK, Candidate, Counts, chunks
 from research.statistical.decoding import PhraseDecoder
-
-_CHUNK = 1024
-"""Lines read and translated before any is given out."""
 
 
 class PhraseTranslator:
@@ -20,14 +16,26 @@ class PhraseTranslator:
         self._decoder, self._candidates = decoder, candidates
         self.counts = Counts()
 
-    def translate(self, lines: Iterable[str]) -> Iterator[list[Candidate]]:
-        """Yields the candidates for each line, best first (at least one), in the order of the lines.
-
-        Lines are read, and their translations given out, a chunk at a time. An empty line stays empty.
-        """
-        lines = iter(lines)
-        while chunk := list(itertools.islice(lines, _CHUNK)):
-            found = self._decoder.translate([words_of(line) for line in chunk], n_best=self._candidates)
+    def translate(
+        self,
+        lines: Iterable[str],
+        *,
+        first: int = CHUNK,
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> Iterator[list[Candidate]]:
+        """Yields the candidates for each line, in their order; see `Translator.translate`."""
+        before = 0
+        for chunk in chunks(lines, first):
+            found = self._decoder.translate(
+                [words_of(line) for line in chunk],
+                n_best=self._candidates,
+                progress=lambda done, before=before: progress(before + done),  # type: ignore[misc]
+            )
+            before += len(chunk)
             self.counts.lines += len(chunk)
             for translations in found:
                 yield [Candidate(" ".join(one.words), one.score, None) for one in translations]
+
+    def warnings(self) -> Iterator[str]:
+        """Yields nothing: lines may have any length."""
+        return iter(())

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -22,12 +22,13 @@ from research.inference.draws import Draws, random_search
 from research.inference.soft_alignment import attention_of, of_words
 from research.inference.splitting import split_words
 
-_CHUNK = 1024
-"""Lines read, sorted by length and translated before any is given out."""
+CHUNK = 1024
+"""Most lines read, sorted by length and translated before any is given out."""
 _STEP = 8
 """Widths of batches are multiples of this: few compilations, little padding."""
 _ROWS = 64
 """Most sentences in a batch."""
+Line = TypeVar("Line")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,14 +98,46 @@ class Translator:
             )
         )
 
-    def translate(self, lines: Iterable[str]) -> Iterator[list[Candidate]]:
+    def translate(
+        self,
+        lines: Iterable[str],
+        *,
+        first: int = CHUNK,
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> Iterator[list[Candidate]]:
         """Yields the candidates for each line, best first (at least one), in the order of the lines.
 
-        Lines are read, and their translations given out, a chunk at a time. An empty line stays empty.
+        Lines are read, and their translations given out, a chunk at a time. An empty line stays empty. What
+        the chunks are changes no translation.
+
+        Args:
+          lines: the lines.
+          first: lines of the first chunk; each chunk is twice as long as the one before, up to `CHUNK`.
+          progress: called after each batch with the number of sentences that are done: of lines, or of parts
+            of lines that are too long.
         """
-        lines = iter(lines)
-        while chunk := list(itertools.islice(lines, _CHUNK)):
-            yield from self._chunk(chunk)
+        done = 0
+
+        def count(more: int) -> None:
+            nonlocal done
+            done += more
+            progress(done)
+
+        for chunk in chunks(lines, first):
+            yield from self._chunk(chunk, count)
+
+    def warnings(self) -> Iterator[str]:
+        """Yields a line for each way in which lines were too long, with their number by ``counts``."""
+        if self.counts.split:
+            yield (
+                f"warning: {self.counts.split:,} lines were translated in parts, cut where sentences or "
+                f"clauses end: they exceed the {self._longest:,} tokens that it has learned"
+            )
+        if self.counts.truncated:
+            yield (
+                f"warning: of {self.counts.truncated:,} words or lines without spaces only the beginning was "
+                f"translated: they exceed the {self._context:,} tokens of model.context"
+            )
 
     def score(self, pairs: Iterable[tuple[str, str]]) -> Iterator[float]:
         """Yields the natural log-probability of each target line given its source line (forced decoding).
@@ -117,12 +150,14 @@ class Translator:
         while chunk := list(itertools.islice(pairs, _ROWS)):
             tokenizers = (self._source_tokenizer, self._tokenizer)
             sides = [encode(t, side) for t, side in zip(tokenizers, zip(*chunk, strict=True), strict=True)]
+            for line, pair in enumerate(zip(*sides, strict=True), start=number + 1):
+                for name, tokens in zip(("source", "target"), pair, strict=True):
+                    if len(tokens) >= self._context:
+                        raise UserError(
+                            f"line {line} of the {name} has {len(tokens) + 1} tokens with the end of text; "
+                            f"the model takes {self._context} (model.context)"
+                        )
             longest = [max(map(len, side)) + 1 for side in sides]
-            if max(longest) > self._context:
-                raise UserError(
-                    f"one of the lines {number + 1}-{number + len(chunk)} has {max(longest)} tokens; the "
-                    f"model takes {self._context} (model.context)"
-                )
             end, rows = self._tokenizer.end_of_text, 1 << (len(chunk) - 1).bit_length()
             source = np.full((rows, _width(longest[0])), end, np.int32)
             target = np.full((rows, _width(longest[1] + 1)), end, np.int32)
@@ -135,10 +170,10 @@ class Translator:
             yield from np.asarray(run(self._params, *arrays))[: len(chunk)].tolist()
             number += len(chunk)
 
-    def _chunk(self, lines: Sequence[str]) -> list[list[Candidate]]:
-        self.counts.lines += len(lines)
+    def _chunk(self, lines: Sequence[str], count: Callable[[int], None]) -> list[list[Candidate]]:
         parts = self._parts(lines)
-        found = iter(self._translated([part for line in parts for part in line]))
+        found = iter(self._translated([part for line in parts for part in line], count))
+        self.counts.lines += len(lines)
         return [_joined([next(found) for _ in line]) for line in parts]
 
     def _parts(self, lines: Sequence[str]) -> list[list[str]]:
@@ -154,8 +189,11 @@ class Translator:
             self.counts.split += len(pieces) > 1
         return parts
 
-    def _translated(self, lines: Sequence[str]) -> list[list[Candidate]]:
-        """Returns the candidates of each line; of one that is too long, of its beginning."""
+    def _translated(self, lines: Sequence[str], count: Callable[[int], None]) -> list[list[Candidate]]:
+        """Returns the candidates of each line; of one that is too long, of its beginning.
+
+        ``count`` is given the number of lines of each batch when it is done.
+        """
         sources = encode(self._source_tokenizer, lines)
         found: list[list[Candidate]] = [[Candidate("", 0.0, 0.0)] for _ in lines]
         order = sorted((i for i, line in enumerate(lines) if line.strip()), key=lambda i: len(sources[i]))
@@ -171,6 +209,7 @@ class Translator:
                 batch = self._batch([lines[i] for i in part], [sources[i] for i in part], width, numbers)
                 for i, candidates in zip(part, batch, strict=True):
                     found[i] = candidates
+                count(len(part))
         self._seen += len(lines)
         return found
 
@@ -240,6 +279,25 @@ class Translator:
 
     def _goes_on(self, token: int) -> bool:
         return token != self._tokenizer.end_of_text
+
+
+def chunks(lines: Iterable[Line], first: int) -> Iterator[list[Line]]:
+    """Yields lines in chunks of ``first``, twice as many, and so on up to `CHUNK`.
+
+    If reading them raises a UserError, the lines before it come first.
+    """
+    lines, size = iter(lines), first
+    while True:
+        chunk: list[Line] = []
+        try:
+            chunk.extend(itertools.islice(lines, size))
+        except UserError:
+            yield chunk
+            raise
+        if not chunk:
+            return
+        yield chunk
+        size = min(2 * size, CHUNK)
 
 
 def _joined(parts: Sequence[Sequence[Candidate]]) -> list[Candidate]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from research.data.bitext import Bitext, PreparedBitext
+from research.data.bitext import Bitext, PreparedBitext, encode
+from research.data.buckets import OrderedPairBatches, TokenPairs, plan
 from research.data.parallel import ParallelText
 from research.data.tokenizer import Tokenizer
 from research.errors import UserError
@@ -15,7 +17,7 @@ from research.inference.draws import Draws
 from research.inference.ensemble import Ensemble
 from research.inference.phrase_translation import PhraseTranslator
 from research.inference.soft_alignment import SoftAligner
-from research.inference.translate import Translator
+from research.inference.translate import Counts, Translator
 from research.models.seq2seq import Seq2Seq
 from research.models.transformer import Transformer
 from research.objectives.translation import Translation
@@ -23,7 +25,7 @@ from research.scale.hosts import whole
 from research.training.conclusion import Conclusion
 from research.training.description import kind, load_description
 from research.training.experiment import Experiment
-from research.training.program import Functions
+from research.training.program import Functions, measure
 from research.training.run_directory import open_run
 from research.training.trained import Trained
 from research.training.trained import load as load_trained
@@ -202,20 +204,13 @@ def translations(
       trained: the run.
       data: the text; that of the run, or other files.
       beam: how translations are searched for.
-      report: receives messages.
+      report: receives messages, and how many lines were too long.
 
     Raises:
       UserError: the text cannot be read, holds nothing but training text, or is of other languages than the
         run was trained for.
     """
-    own = trained.experiment.data
-    assert isinstance(own, ParallelText)
-    languages, asked = ((x.source_language, x.target_language) for x in (own, data))
-    if asked != languages:
-        raise UserError(
-            f"the run translates {languages[0]} to {languages[1]}, not {asked[0]} to {asked[1]}; "
-            "train another for that"
-        )
+    _check_languages(trained, data)
     text = data.open()
     text.fingerprint()  # tells of files that are missing
     tests = [split for split in text.splits() if split != "train"]
@@ -231,14 +226,32 @@ def translations(
         if not pairs:
             raise UserError(f"the split {split!r} of the text is empty: there is nothing to translate")
         sources, references = (list(side) for side in zip(*pairs, strict=True))
+        model.counts = Counts()
         found[split] = (sources, [best[0].text for best in model.translate(sources)], references)
+        for line in model.warnings():
+            report(f"{split}: {line}")
     return found
+
+
+def _check_languages(run: TranslationRun, data: ParallelText) -> None:
+    """Raises UserError where the text is of other languages than the run was trained for."""
+    own = run.experiment.data
+    assert isinstance(own, ParallelText)
+    languages, asked = ((x.source_language, x.target_language) for x in (own, data))
+    if asked != languages:
+        raise UserError(
+            f"{run.directory} translates {languages[0]} to {languages[1]}, and the text is {asked[0]} to "
+            f"{asked[1]}"
+        )
 
 
 def evaluate(
     trained: TranslationRun, data: ParallelText, *, beam: Beam, report: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Returns the scores of the translations of every split but "train"; arguments as `translations`."""
+    """Returns the scores of the translations of every split but "train", and of a network its bits per token.
+
+    Arguments as `translations`.
+    """
     from research.evaluation.bleu import by_length, scores
 
     splits = {}
@@ -248,6 +261,8 @@ def evaluate(
             **scores(*texts[1:], tokenised=data.tokenised),
             "by_length": by_length(*texts, tokenised=data.tokenised),
         }
+        if isinstance(trained, Trained):
+            splits[split] |= bits_per_token(trained, texts[0], texts[2])
         try:
             on_raw = raw_scores(data, split, texts[1])
         except UserError as error:  # a directory may hold the tokenised form alone
@@ -255,6 +270,31 @@ def evaluate(
         else:
             splits[split] |= {} if on_raw is None else {"raw": on_raw}
     return {"run": str(trained.directory), "step": trained.step, "splits": splits}
+
+
+def bits_per_token(run: Trained, sources: Sequence[str], references: Sequence[str]) -> dict[str, Any]:
+    """Returns how well a network predicts references, each token given those before it.
+
+    {"bits_per_token"; "reference_tokens", ends of text included; "too_long": pairs of more tokens than the
+    model takes, which have no part in it}. With nothing but such pairs, "bits_per_token" is None.
+    """
+    data, model = _bitext(run), _network(run.experiment.model)
+    tokenizers = (_source_tokenizer(run), run.tokenizer)
+    sides = [encode(t, side) for t, side in zip(tokenizers, (sources, references), strict=True)]
+    fit = [pair for pair in zip(*sides, strict=True) if max(map(len, pair)) < model.context]
+    found = {"bits_per_token": None, "reference_tokens": 0, "too_long": len(sources) - len(fit)}
+    if not fit:
+        return found
+    ours, theirs = zip(*fit, strict=True)
+    pairs = TokenPairs.of(ours, theirs, run.tokenizer.end_of_text, start=run.tokenizer.start)
+    multiple, widths = data.rows_multiple, pairs.widths()
+    tokens = max(data.batch_tokens, multiple * int(widths.max()))
+    batches: Any = OrderedPairBatches(
+        pairs, plan(widths, count=data.buckets, tokens=tokens, multiple=multiple)
+    )
+    sums = measure(run.functions, run.params, batches)
+    bits = sums["loss"] / sums["weight"] / math.log(2)
+    return found | {"bits_per_token": bits, "reference_tokens": round(sums["weight"])}
 
 
 def raw_scores(data: ParallelText, split: str, hypotheses: Sequence[str]) -> dict[str, dict[str, Any]] | None:
@@ -283,10 +323,23 @@ def compare(
     *,
     beam: Beam,
     report: Callable[[str], None],
-) -> dict[str, dict[str, float]]:
-    """Returns BLEU of two runs, and the p-value of the difference, for every split but "train"."""
+) -> dict[str, dict[str, Any]]:
+    """Returns BLEU of two runs, and the p-value of the difference, for every split but "train".
+
+    Args:
+      first: a run.
+      second: another.
+      data: the text.
+      beam: how translations are searched for.
+      report: receives messages.
+
+    Raises:
+      UserError: as `translations`, of either run.
+    """
     from research.evaluation.bleu import compared
 
+    for run in (first, second):  # before either translates
+        _check_languages(run, data)
     one, two = (translations(run, data, beam=beam, report=report) for run in (first, second))
     return {
         split: compared(one[split][1], two[split][1], one[split][2], tokenised=data.tokenised)

@@ -5,9 +5,13 @@ from __future__ import annotations
 import gzip
 import lzma
 import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import tensorflow_datasets as tfds
 
 from research.data.bitext import Bitext, decode, encode
 from research.data.parallel import NamedTranslation, aligned, lines_of
@@ -70,7 +74,8 @@ def test_a_file_becomes_pairs_and_back(files):
     assert decode(prepared.tokenizer, prepared.train.target[starts[3] : starts[4]]) == PAIRS[3][1]
     found = prepared.metrics({"loss": 10.0, "weight": 5.0})
     assert found["loss"] == 2.0
-    bits = 2.0 / 0.6931471805599453 * prepared.valid.target_tokens / len(PAIRS[-1][1])
+    assert found["bits_per_token"] == pytest.approx(2.0 / 0.6931471805599453)
+    bits = found["bits_per_token"] * prepared.valid.target_tokens / len(PAIRS[-1][1])
     assert found["bits_per_byte"] == pytest.approx(bits)
 
 
@@ -121,8 +126,15 @@ def test_cleaning_is_counted(files):
     said = []
     data = bitext(files, length=40, ratio=6.0, **valid)
     prepared = data.prepare(vocabulary=300, report=said.append)
-    assert said[-2] == "60 training pairs; left out: 2 empty, 1 duplicate, 1 long, 1 ratio"
-    assert len(prepared.train) == 60 and len(prepared.valid) == 65  # validation is taken as it is
+    assert said[-2] == (
+        "60 training pairs; left out: 2 empty, 1 duplicate, 1 long, 1 ratio; "
+        "64 validation pairs; left out: 1 long"
+    )
+    # Validation is taken as it is, but for what the model never sees that long.
+    kept = [target for _, target in (*PAIRS, *more) if not target.startswith("lang")]
+    assert (len(prepared.train), len(prepared.valid)) == (60, 64)
+    assert prepared.valid.widths().max() <= 40 and prepared.buckets[-1].width <= 40
+    assert prepared.valid.target_bytes == sum(len(target.encode()) for target in kept)
     again = []
     data.prepare(vocabulary=300, report=again.append)
     assert again == said[-2:]  # all from the cache
@@ -154,6 +166,10 @@ def test_an_empty_text_or_side_is_one_line(tmp_path):
         bitext((tmp_path / "s", tmp_path / "t")).prepare(vocabulary=300)
     with pytest.raises(UserError, match=r"full has 3 lines and .*t 0:"):
         bitext((tmp_path / "full", tmp_path / "t")).prepare(vocabulary=300)
+    (tmp_path / "long").write_text("a " * 99 + "\n")
+    valid = {"valid_source": str(tmp_path / "long"), "valid_target": str(tmp_path / "long")}
+    with pytest.raises(UserError, match=r"split 'valid': 1 .*; 0 validation pairs; left out: 1 long"):
+        bitext((tmp_path / "full", tmp_path / "full"), length=9, **valid).prepare(vocabulary=260)
     with pytest.raises(UserError, match=r"no pairs are left for data split 'train': .* 2 empty"):
         bitext((tmp_path / "full", tmp_path / "blank")).prepare(vocabulary=300)
 
@@ -198,31 +214,92 @@ def test_multi30k_itself():
     assert czech.splits() == ["train", "valid", "test_2016_flickr"]
 
 
-def test_records_of_published_sets_become_pairs(monkeypatch):
-    import tensorflow_datasets as tfds
+@pytest.fixture
+def offline(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("the network was used")
 
-    class Builder:
-        def __init__(self, features, records):
-            self.records = records
-            self.info = type("Info", (), {"features": features, "full_name": "x/1.0.0",
-                                          "splits": {"train": 1, "validation": 1}})  # fmt: skip
+    for name in ("socket", "create_connection", "getaddrinfo"):
+        monkeypatch.setattr(socket, name, refuse)
 
-        def as_data_source(self, split):
-            return {"train": self.records, "validation": self.records[:1]}[split]
 
-    translation = tfds.features.Translation(("de", "en"))
-    several = tfds.features.FeaturesDict(
-        {"translations": tfds.features.TranslationVariableLanguages(languages=("de", "en", "fr"))}
-    )
-    lists = {"language": [b"fr", b"de", b"en"], "translation": [b"un", b"eins", b"one"]}
-    fewer = {"language": [b"fr", b"de"], "translation": [b"deux", b"zwei"]}
-    for features, records in (
-        (translation, [{"de": b"eins", "en": b"one"}]),
-        (several, [{"translations": lists}, {"translations": fewer}]),
-    ):
-        text = NamedTranslation("x", "en", "de")
-        monkeypatch.setattr(NamedTranslation, "_prepared", lambda self, f=features, r=records: Builder(f, r))
-        assert text.splits() == ["train", "valid"]
-        assert list(text.pairs("train")) == list(text.pairs("valid")) == [("one", "eins")]
-        with pytest.raises(UserError, match="has no language 'it'"):
-            list(NamedTranslation("x", "it", "de").pairs("train"))
+def test_published_sets_are_found_by_name_without_tensorflow_or_a_package_of_another_set():
+    # In a process of its own: what another test imported would be found in any case.
+    program = """
+import socket, sys
+socket.socket.connect = socket.getaddrinfo = None  # the network is not used
+sys.modules["h5py"] = None
+from research.data.bitext import Bitext
+from research.data.builder import NamedDataset
+from research.errors import UserError
+for name, languages in (
+    ("wmt14_translate/de-en", ("en", "de")),
+    ("ted_hrlr_translate/pt_to_en", ("pt", "en")),
+    ("ted_multi_translate", ("en", "fr")),
+):
+    text = Bitext(corpus=f"tfds:{name}", source_language=languages[0], target_language=languages[1]).open()
+    text._pair(text._builder())  # checks features and languages
+    print(text.fingerprint()[0])
+print(NamedDataset("lm1b", "text").fingerprint()[0])
+try:
+    Bitext(corpus="tfds:wmt14_translat/de-en").open().fingerprint()
+except UserError as error:
+    print(error)
+assert "tensorflow" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    *names, error = done.stdout.splitlines()
+    wanted = ("wmt14_translate/de-en", "ted_hrlr_translate/pt_to_en", "ted_multi_translate", "lm1b")
+    assert [name.rpartition("/")[0] for name in names] == list(wanted)
+    assert error == "TFDS has no data set 'wmt14_translat'; did you mean 'wmt14_translate'?"
+
+
+class HeadwayPairs(tfds.core.GeneratorBasedBuilder):
+    """A published set of pairs, as far as the loading code can tell."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        features = tfds.features.Translation(("de", "en"))
+        return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples(3), "validation": self._generate_examples(2)}
+
+    def _generate_examples(self, n):
+        for i in range(n):
+            yield i, {"de": f"Zahl {i} ü", "en": f"number {i}"}
+
+
+class HeadwayTalks(tfds.core.GeneratorBasedBuilder):
+    """A published set of several languages, one of which the second record lacks."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        several = tfds.features.TranslationVariableLanguages(languages=("de", "en", "fr"))
+        features = tfds.features.FeaturesDict({"name": tfds.features.Text(), "translations": several})
+        return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        yield 0, {"name": "a", "translations": {"en": "one", "de": "eins", "fr": "un"}}
+        yield 1, {"name": "b", "translations": {"fr": "deux", "de": "zwei"}}
+        yield 2, {"name": "c", "translations": {"en": "three", "de": "drei"}}
+
+
+def test_records_of_published_sets_become_pairs(tmp_path, monkeypatch, offline):
+    monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(tmp_path))
+    pairs = [(f"number {i}", f"Zahl {i} ü") for i in range(3)]
+    text = NamedTranslation("headway_pairs", "en", "de")
+    assert text.splits() == ["train", "valid"]
+    assert list(text.pairs("train")) == pairs and list(text.pairs("valid")) == pairs[:2]
+    text = NamedTranslation("headway_talks", "en", "de")
+    assert text.splits() == ["train"]
+    assert list(text.pairs("train")) == [("one", "eins"), ("three", "drei")]
+    for name in ("headway_pairs", "headway_talks"):
+        with pytest.raises(UserError, match=f"tfds:{name} has no language 'it'; choose from"):
+            NamedTranslation(name, "it", "de").pairs("train")

@@ -54,6 +54,7 @@ def test_a_better_system_is_significantly_better():
     worse = [" ".join(line.split()[::-1]) for line in references]
     found = compared(references, worse, references, tokenised=True)
     assert found["first"] > found["second"] and found["p_value"] < 0.01
+    assert {"nrefs:1", "bs:1000", "seed:12345", "tok:none"} <= set(found["signature"].split("|"))
     assert compared(worse, worse, references, tokenised=True)["p_value"] == 1.0
 
 
