@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from research.attention.block_choice import MoBA
+from research.attention.catalogue import Interleaved, capabilities
+from research.attention.low_rank import Linformer
 from research.attention.masks import Tokens
-from research.attention.mechanisms import SlidingWindow
+from research.attention.mechanisms import Differential, Forgetting, Latent, SlidingWindow, Softmax
+from research.attention.native_sparse import NSA
 from research.attention.positions import Learned, Rotary
+from research.attention.recurrent_mechanisms import Based, GatedDeltaNet, LinearTransformer, Performer
+from research.attention.rwkv import RWKV7
+from research.attention.sparse_mechanisms import SparseTransformer
+from research.errors import UserError
 from research.models.seq2seq import Seq2Seq
+from research.models.stacks import stack_flops_per_token
 from research.models.transformer import Transformer
+from research.training.description import kind
 
 MODEL = Transformer(
     vocabulary=11, layers=2, width=8, heads=2, feed_forward_width=12, dropout=0.0, engine="reference"
@@ -97,6 +108,28 @@ MODERN = dataclasses.replace(
 )  # fmt: skip
 WINDOW = dataclasses.replace(MODEL, positions=Learned(), attention=SlidingWindow(window=2), context=6)
 
+CHOOSING = NSA(summary=2, stride=1, block=1, top=3, window=2)
+
+
+def mixed(encoder, decoder, cross=None, **fields):
+    sides = {"attention": encoder, "decoder_attention": decoder, "cross_attention": cross}
+    return dataclasses.replace(MODEL, context=8, **sides, **fields)
+
+
+MIXED = {
+    "linformer-nsa": mixed(Linformer(rank=3), CHOOSING),
+    "linformer-moba-linear": mixed(Linformer(rank=3), MoBA(block=2, top=2), LinearTransformer()),
+    "softmax-forgetting-differential": mixed(Softmax(), Forgetting(), Differential()),
+    "retained": mixed(
+        LinearTransformer(), Interleaved(GatedDeltaNet(), 1, Softmax(), 1), Performer(random_features=5)
+    ),
+    "window-sparse-based": mixed(
+        SlidingWindow(window=3), SparseTransformer(stride=2), Based(key_dim=3, gate=True), positions=Rotary()
+    ),
+    "softmax-rwkv7-normed": mixed(Softmax(), RWKV7(), Softmax(qk_norm=True, sink=True)),
+    "softmax-latent": mixed(Softmax(), Latent(rank=3), depth="unroll"),
+}
+
 
 @pytest.mark.parametrize(
     "model",
@@ -104,20 +137,24 @@ WINDOW = dataclasses.replace(MODEL, positions=Learned(), attention=SlidingWindow
         pytest.param(MODEL, id="published"),
         pytest.param(MODERN, id="modern", marks=pytest.mark.slow),
         pytest.param(WINDOW, id="window", marks=pytest.mark.slow),
+        *(
+            pytest.param(model, id=name, marks=() if name.startswith("linformer") else pytest.mark.slow)
+            for name, model in MIXED.items()
+        ),
     ],
 )
 def test_a_token_at_a_time_with_shared_memories_equals_all_at_once(model):
     params, decoder = parameters(model), model.decoder()
     # Three rows for each source: they say different things and read one memory.
-    target = jnp.asarray(np.random.default_rng(2).integers(0, 11, (6, 4)), jnp.int32)
+    target = jnp.asarray(np.random.default_rng(2).integers(0, 11, (6, 6)), jnp.int32)
     places = Tokens(PLACE.positions, jnp.repeat(PLACE.segments, 3, axis=0))
     apply = jax.jit(model.build().apply)
     wanted = apply({"params": params}, jnp.repeat(SOURCE, 3, axis=0), target, places)
     step = jax.jit(decoder.step)
     memory = decoder.encode(params, SOURCE, PLACE)
-    cache = decoder.empty_cache(2, 4)
+    cache = decoder.empty_cache(2, 6)
     weights = params
-    for i in range(4):
+    for i in range(6):
         tokens = target[:, i : i + 1] if i else target[::3, :1]
         place = Tokens(jnp.full(tokens.shape, i, jnp.int32))
         logits, cache = step(weights, tokens, memory, place, cache)
@@ -132,16 +169,91 @@ def test_a_token_at_a_time_with_shared_memories_equals_all_at_once(model):
         else:
             np.testing.assert_allclose(logits, wanted[:, i], atol=2e-4, rtol=2e-4)
             # Rows go on from others of their source, as the hypotheses of a beam do.
-            taken = jnp.array([[2, 0, 0, 4, 5, 3], [1, 1, 2, 5, 5, 4], [0, 1, 2, 3, 4, 5]][i - 1])
+            taken = jnp.array([[2, 0, 0, 4, 5, 3], [1, 1, 2, 5, 5, 4], [0, 1, 2, 3, 4, 5]][(i - 1) % 3])
             cache = decoder.take_rows(cache, taken)
             target = target.at[:, : i + 1].set(target[taken, : i + 1])
             wanted = apply({"params": params}, jnp.repeat(SOURCE, 3, axis=0), target, places)
 
 
+# Of 2 heads of 4 channels, 8 tokens that read 16: scores and values, or a state of features x (values and 1).
+READS = {
+    Softmax: 4 * 2 * 4 * 8 * 16,
+    Differential: 6 * 2 * 4 * 8 * 16,
+    LinearTransformer: 2 * 2 * 4 * 5 * (8 + 16),
+    Performer: 2 * 2 * 5 * 5 * (8 + 16),
+    Based: 2 * 2 * (1 + 3 + 6) * 5 * (8 + 16),
+}
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_the_weights_that_are_counted_are_those_there_are(name):
+    model = MIXED[name]
+    assert list(model.problems()) == []
+    leaves = jax.tree.leaves_with_path(jax.eval_shape(lambda: parameters(model)))
+    kernels = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.size for path, leaf in leaves}
+    kernels = {path: size for path, size in kernels.items() if path.endswith("/kernel")}
+    # The encoder's weights, and what makes keys and values of the memory, are multiplied with source tokens.
+    of_source = sum(
+        n for path, n in kernels.items() if re.search("^encoder|cross_attention/(key|value)/", path)
+    )
+    of_target = sum(kernels.values()) - of_source + 8 * 11
+    self_attention = sum(
+        n * stack_flops_per_token(model.specs(side), 2, n, visible=True)
+        for side, n in (("encoder", 16), ("decoder", 8))
+    )
+    reads = 2 * READS[type(model.cross_attention or Softmax())]
+    found = model.training_flops({"source": (3, 16), "tokens": (3, 8)}, visible=True)
+    assert found == 3 * (6 * (16 * of_source + 8 * of_target) + 3 * (self_attention + reads))
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"attention": MoBA()}, "model.attention 'moba' chooses among the blocks before"),
+        ({"attention": Linformer()}, "model.decoder_attention 'linformer' mixes tokens of all positions"),
+        (
+            {"decoder_attention": Latent(rotary_dim=3)},
+            "model.decoder_attention.rotary_dim 3 is odd; channels are turned in pairs",
+        ),
+        (
+            {"decoder_attention": Interleaved(SlidingWindow(), 2, Softmax(), 1)},
+            "model.decoder_attention repeats every 3 layers, which does not divide the 2 layers",
+        ),
+        (
+            {"cross_attention": MoBA()},
+            "model.cross_attention: MoBA reads the tokens of its own sequence, not a memory; choose",
+        ),
+        (
+            {"cross_attention": LinearTransformer(convolution=4)},
+            "model.cross_attention.convolution 4 mixes neighbours in one sequence",
+        ),
+        ({"cross_attention": Performer(), "kv_heads": 1}, "model.kv_heads must be model.heads (2), not 1"),
+        (
+            {"cross_attention": Differential(), "kv_heads": 1},
+            "model.cross_attention 'differential' needs an even",
+        ),
+    ],
+)
+def test_an_attention_in_the_wrong_place_is_one_line(changes, line):
+    problem = next(dataclasses.replace(MODEL, **changes).problems())
+    assert line in problem and "\n" not in problem
+
+
+def test_what_reads_a_memory_is_named_and_what_has_no_weights_tells_none():
+    line = next(dataclasses.replace(MODEL, cross_attention=MoBA()).problems())
+    named = {kind(cls) for cls, can in capabilities().items() if can.cross}
+    assert set(re.findall("'([a-z-]+)'", line)) == named
+    for cross in (LinearTransformer(), Differential()):
+        with pytest.raises(
+            UserError, match="has no weights over the source that could be told; only softmax"
+        ):
+            dataclasses.replace(MODEL, cross_attention=cross).decoder(-1)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["transformer", "lstm"])
-def test_a_source_with_a_table_of_its_own(kind):
-    shared = MODEL if kind == "transformer" else Seq2Seq(vocabulary=11, layers=1, width=8, dropout=0.0)
+@pytest.mark.parametrize("which", ["transformer", "lstm"])
+def test_a_source_with_a_table_of_its_own(which):
+    shared = MODEL if which == "transformer" else Seq2Seq(vocabulary=11, layers=1, width=8, dropout=0.0)
     own = dataclasses.replace(shared, source_vocabulary=17)
     params = dict(parameters(own))
     table = params.pop("source_embedding")["table"]
