@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import recurrent_decoder
 
 from research.attention.masks import Tokens
 from research.inference.beam import Beam, beam_search
@@ -94,6 +95,39 @@ def test_a_reversed_source_is_the_source_reversed(name):
     for got, want in zip(reversed_state[2:], state[2:], strict=True):  # coverage and weights
         np.testing.assert_allclose(got, np.take_along_axis(np.asarray(want), order, axis=1), atol=1e-6)
         assert name == "none" or np.ptp(np.asarray(got)[0]) > 0.01
+
+
+FEATURES = {
+    "none": {"attention": None},
+    "additive": {},
+    "coverage": {"attention": Alignment(coverage=True), "tied_head": False},
+    "dot, nothing fed": {"attention": Alignment("dot"), "input_feeding": False},
+    "general, local-m": {"attention": Alignment("general", "monotonic", window=1), "reverse_source": True},
+    "concat, local-p": {"attention": Alignment("concat", "predictive", window=1), "bidirectional": False},
+    "coverage, local-p": {"attention": Alignment("additive", "predictive", window=2, coverage=True)},
+    "none, nothing fed": {"attention": None, "input_feeding": False, "layers": 1},
+}
+
+
+@pytest.mark.parametrize("name", FEATURES)
+def test_decoding_is_that_of_the_papers(name):
+    model = dataclasses.replace(MODEL, **FEATURES[name])
+    params, target = parameters(model), TARGET[:2]
+
+    def run(params):
+        memory = model.build().apply({"params": params}, SOURCE, PLACE, method="encode")
+        return memory, model.build().apply({"params": params}, target, memory, method="decode")
+
+    memory, (logits, state) = jax.jit(run)(params)
+    p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), (params, memory.values, memory.state))
+    for row, length in enumerate(LENGTHS.tolist()):
+        values, begin = p[1][row, :length], (part[:, row] for part in p[2])
+        wanted, told = recurrent_decoder.decode(model, p[0], values, *begin, target[row].tolist())
+        np.testing.assert_allclose(logits[row], wanted, atol=2e-5)  # of logits about 1, in float32
+        if model.attention is not None:
+            np.testing.assert_allclose(state.weights[row, :length], told[-1], atol=2e-6)
+            np.testing.assert_allclose(state.coverage[row, :length], told.sum(0), atol=5e-6)
+            assert not np.asarray(state.coverage)[row, length:].any()
 
 
 def test_coverage_penalty_is_that_of_the_paper():
