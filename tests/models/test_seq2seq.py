@@ -12,7 +12,6 @@ import pytest
 import recurrent_decoder
 
 from research.attention.masks import Tokens
-from research.inference.beam import Beam, beam_search
 from research.models.seq2seq import Alignment, Seq2Seq
 
 MODEL = Seq2Seq(vocabulary=11, layers=2, width=8, dropout=0.0)
@@ -128,30 +127,6 @@ def test_decoding_is_that_of_the_papers(name):
             np.testing.assert_allclose(state.weights[row, :length], told[-1], atol=2e-6)
             np.testing.assert_allclose(state.coverage[row, :length], told.sum(0), atol=5e-6)
             assert not np.asarray(state.coverage)[row, length:].any()
-
-
-def test_coverage_penalty_is_that_of_the_paper():
-    params, decoder = parameters(MODEL), MODEL.decoder()
-    found = beam_search(decoder, Beam(3, 0.6, 0.2), slots=4, end=0)(
-        params, SOURCE, LENGTHS, jnp.array([4, 4], jnp.int32)
-    )
-    step = jax.jit(lambda *args: decoder.step(params, *args))
-    for row in range(2):
-        source = SOURCE[row : row + 1]
-        memory = decoder.encode(params, source, Tokens.of_lengths(LENGTHS[row : row + 1], 5))
-        tokens = found.tokens[row, 0].tolist()
-        tokens = tokens[: tokens.index(0) + 1]
-        cache, total, received, before = None, 0.0, np.zeros(5), 0
-        for i, token in enumerate(tokens):
-            place = Tokens(jnp.full((1, 1), i, jnp.int32))
-            logits, cache = step(jnp.array([[before]], jnp.int32), memory, place, cache)
-            total += float(jax.nn.log_softmax(logits[0])[token])
-            received += np.asarray(decoder.attention(cache))[0]
-            before = token
-        penalty = np.log(np.minimum(received[: int(LENGTHS[row])], 1.0)).sum()
-        score = total / ((5 + len(tokens)) / 6) ** 0.6 + 0.2 * penalty
-        np.testing.assert_allclose(found.scores[row, 0], score, rtol=1e-4)
-        np.testing.assert_allclose(found.log_probabilities[row, 0], total, rtol=1e-4)
 
 
 def test_problems_are_told():
