@@ -9,6 +9,7 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from research.attention.block_choice import MoBA
@@ -22,6 +23,7 @@ from research.attention.recurrent_mechanisms import Based, GatedDeltaNet, Linear
 from research.attention.rwkv import RWKV7
 from research.attention.sparse_mechanisms import SparseTransformer
 from research.errors import UserError
+from research.inference.beam import Beam, beam_search
 from research.models.seq2seq import Seq2Seq
 from research.models.stacks import stack_flops_per_token
 from research.models.transformer import Transformer
@@ -263,6 +265,39 @@ def test_a_source_with_a_table_of_its_own(which):
     twice = {**params, "source_embedding": {"table": table.at[:11].set(params["token_embedding"]["table"])}}
     np.testing.assert_array_equal(full(own, twice), full(shared, params))
     assert not np.array_equal(full(own, twice), full(own, twice, source=SOURCE.at[0, 0].set(16)))
+
+
+@pytest.mark.slow
+def test_copying_is_learned_whole():
+    """Sequences that training has not seen, by greedy decoding: masks, positions and caches agree."""
+    model = dataclasses.replace(MODEL, width=32, heads=4, feed_forward_width=64)
+    rng = np.random.default_rng(0)
+    words = jnp.asarray(rng.integers(2, 11, (1600, 8)), jnp.int32)
+    lengths = jnp.asarray(rng.integers(3, 8, 1600), jnp.int32)
+    column = jnp.arange(8)[None]
+    source = jnp.where(column < lengths[:, None] - 1, words, jnp.where(column < lengths[:, None], 0, 1))
+    target = jnp.concatenate([jnp.zeros((1600, 1), jnp.int32), source[:, :-1]], axis=1)
+    optimizer = optax.adam(optax.warmup_cosine_decay_schedule(0.0, 4e-3, 50, 600))
+
+    def loss(params, rows):
+        place = Tokens.of_lengths(lengths[rows], 8)
+        logits = model.build().apply({"params": params}, source[rows], target[rows], place)
+        each = optax.softmax_cross_entropy_with_integer_labels(logits, source[rows])
+        return jnp.where(place.segments != 0, each, 0.0).mean()
+
+    def step(state, rows):
+        gradient = jax.grad(loss)(state[0], rows)
+        change, memory = optimizer.update(gradient, state[1])
+        return (optax.apply_updates(state[0], change), memory), None
+
+    params = jax.jit(model.build().init)(jax.random.key(0), source[:1], target[:1])["params"]
+    batches = jnp.asarray(rng.integers(0, 1536, (600, 64)))  # the last 64 are held out
+    with jax.numpy_dtype_promotion("standard"):  # which optax counts on
+        train = jax.jit(lambda state: jax.lax.scan(step, state, batches)[0])
+        params, _ = train((params, optimizer.init(params)))
+    search = beam_search(model.decoder(), Beam(1), slots=8, end=0)
+    found = search(params, source[1536:], lengths[1536:], jnp.full(64, 8, jnp.int32)).tokens[:, 0]
+    np.testing.assert_array_equal(found, jnp.where(source[1536:] == 1, 0, source[1536:]))
 
 
 def test_padding_of_the_source_and_later_targets_change_nothing():
