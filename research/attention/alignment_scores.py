@@ -20,6 +20,8 @@ def additive(
 ) -> Float[Array, "batch q_len kv_len"]:
     """Returns v . tanh(query + key [+ coverage * u]) (Bahdanau et al., 2015; coverage: Tu et al., 2016).
 
+    Luong's "concat", v . tanh(W [s; h]) (2015, section 3.1), is this too: a product with each half of W.
+
     Args:
       query: W s, already projected.
       keys: U h, already projected: once, not at every step.
@@ -36,31 +38,8 @@ def additive(
 def dot(
     query: Float[Array, "batch q_len dim"], keys: Float[Array, "batch kv_len dim"]
 ) -> Float[Array, "batch q_len kv_len"]:
-    """Returns query . key (Luong et al., 2015, section 3.1, "dot")."""
+    """Returns query . key (Luong et al., 2015, section 3.1, "dot"; with s W as the query it is "general")."""
     return jnp.einsum("bqd,bkd->bqk", query, keys, preferred_element_type=jnp.float32)
-
-
-def general(
-    query: Float[Array, "batch q_len q_dim"],
-    keys: Float[Array, "batch kv_len k_dim"],
-    kernel: Float[Array, "q_dim k_dim"],
-) -> Float[Array, "batch q_len kv_len"]:
-    """Returns query . W key (Luong et al., 2015, section 3.1, "general")."""
-    return dot(jnp.einsum("bqd,de->bqe", query, kernel), keys)
-
-
-def concat(
-    query: Float[Array, "batch q_len q_dim"],
-    keys: Float[Array, "batch kv_len k_dim"],
-    kernel: Float[Array, "both_dims dim"],
-    vector: Float[Array, " dim"],
-) -> Float[Array, "batch q_len kv_len"]:
-    """Returns v . tanh(W [query; key]) (Luong et al., 2015, section 3.1, "concat").
-
-    W [query; key] is a sum of two products, so this is ``additive`` with W cut in two.
-    """
-    of_query, of_key = jnp.split(kernel, [query.shape[-1]])
-    return additive(query @ of_query, keys @ of_key, vector)
 
 
 def predicted_position(

@@ -58,8 +58,22 @@ class Mechanism:
         del geometry, positions, causal
         yield from ()
 
+    def cross_problems(self, geometry: Geometry) -> Iterator[str]:
+        """Yields what keeps a layer of this geometry from reading a memory, each as one clear sentence."""
+        if self.cross:
+            yield from self.problems(geometry, None, causal=False)
+        else:
+            yield (
+                f"model.attention: {type(self).__name__} reads the tokens of its own sequence, not a memory; "
+                "choose 'softmax', 'differential', 'linear-transformer', 'performer' or 'based'"
+            )
+
     def matmul_parameters(self, geometry: Geometry) -> int:
         """Returns the weights in matrix products of one layer: projections, no biases, no norms."""
+        raise NotImplementedError
+
+    def memory_parameters(self, geometry: Geometry) -> int:
+        """Returns those of them that a memory's tokens are multiplied with: keys' and values'."""
         raise NotImplementedError
 
     def flops_per_token(self, geometry: Geometry, length: int, *, causal: bool, visible: bool) -> float:
@@ -71,6 +85,16 @@ class Mechanism:
           causal: whether a token sees only those before it.
           visible: count only the pairs that the mask admits (the mean over tokens); False: every pair, as if
             nothing were masked. A mechanism whose work does not depend on a mask ignores it.
+        """
+        raise NotImplementedError
+
+    def cross_flops(self, geometry: Geometry, length: int, memory: int) -> float:
+        """Returns the forward FLOPs, beyond its weights, of one layer in which tokens read a memory.
+
+        Args:
+          geometry: sizes of the layer.
+          length: tokens that read.
+          memory: tokens of the memory.
         """
         raise NotImplementedError
 
@@ -132,6 +156,14 @@ class Softmax(Mechanism):
         """Returns 2 * head_dim for each score and as many for each value read, for every head."""
         keys = self.visible_keys(geometry, length, causal=causal) if visible else float(length)
         return 4.0 * geometry.heads * geometry.head_dim * keys
+
+    def memory_parameters(self, geometry: Geometry) -> int:
+        """Returns the weights of the key and value projections."""
+        return 2 * geometry.width * geometry.kv_heads * geometry.head_dim
+
+    def cross_flops(self, geometry: Geometry, length: int, memory: int) -> float:
+        """Returns what as many tokens of a sequence of the memory's length take."""
+        return length * self.flops_per_token(geometry, memory, causal=False, visible=False)
 
     def visible_keys(self, geometry: Geometry, length: int, *, causal: bool) -> float:
         """Returns the mean number of keys that a token of a sequence of ``length`` sees."""
@@ -220,8 +252,6 @@ class Differential(Softmax):
     of ``Softmax`` and four vectors per layer: lambda = exp(q1 k1) - exp(q2 k2) + initial. The paper's initial
     value depends on the depth; here it is one for all layers, which the paper's ablations found as good.
     """
-
-    cross: ClassVar[bool] = False
 
     initial: float = 0.8
     """Initial lambda."""

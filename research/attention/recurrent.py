@@ -152,24 +152,28 @@ def both_ways(
     return out + back[:, ::-1]
 
 
-def summed(
-    q: Float[Array, "batch q_len heads key_dim"],
-    k: Float[Array, "batch kv_len heads key_dim"],
-    v: Float[Array, "batch kv_len heads value_dim"],
-    *,
-    q_tokens: Tokens | None = None,
-    kv_tokens: Tokens | None = None,
-) -> Float[Array, "batch q_len heads value_dim"]:
-    """Returns q_i^T times the sum of k v^T over all real keys, dtype of v: cross-attention with a kernel.
+def written(
+    k: Float[Array, "memories kv_len heads key_dim"],
+    v: Float[Array, "memories kv_len heads value_dim"],
+    tokens: Tokens | None = None,
+) -> Float[Array, "memories heads key_dim value_dim"]:
+    """Returns the sum of k v^T over all real tokens, float32: what cross-attention with a kernel reads.
 
-    Padding (segment 0) is left out on both sides; segments are not told apart otherwise.
+    Padding (segment 0) is left out; segments are not told apart otherwise.
     """
-    if kv_tokens is not None:
-        k, v = blank(k, kv_tokens), blank(v, kv_tokens)
-    if q_tokens is not None:
-        q = blank(q, q_tokens)
-    state = _dot("bjhk,bjhv->bhkv", k, v)
-    return _dot("bihk,bhkv->bihv", q, state.astype(q.dtype)).astype(v.dtype)
+    if tokens is not None:
+        k, v = blank(k, tokens), blank(v, tokens)
+    return _dot("bjhk,bjhv->bhkv", k, v)
+
+
+def read(
+    q: Float[Array, "memories q_len heads key_dim"],
+    state: Float[Array, "memories heads key_dim value_dim"],
+    tokens: Tokens | None = None,
+) -> Float[Array, "memories q_len heads value_dim"]:
+    """Returns q^T times the state, float32; 0 at padding."""
+    q = q if tokens is None else blank(q, tokens)
+    return _dot("bihk,bhkv->bihv", q, state.astype(q.dtype))
 
 
 def document_starts(tokens: Tokens) -> Bool[Array, "#batch length"]:

@@ -25,7 +25,7 @@ from research.attention.positions import Alibi, Positions, RelativeBias, Rotary
 from research.attention.recurrent import CHUNK
 
 Decay = Literal["none", "fixed", "scalar", "vector"]
-Features = tuple[Float[Array, "batch q_len heads features"], Float[Array, "batch kv_len heads features"]]
+Features = tuple[Float[Array, "batch q_len heads features"], Float[Array, "memories kv_len heads features"]]
 
 
 @jax.tree_util.register_dataclass
@@ -96,7 +96,7 @@ class Recurrent(Mechanism):
     def features(
         self,
         q: Float[Array, "batch q_len heads key_dim"],
-        k: Float[Array, "batch kv_len heads key_dim"],
+        k: Float[Array, "memories kv_len heads key_dim"],
         key: Key[Array, ""] | None,
     ) -> Features:
         """Returns what stands for queries and keys in the recurrence; ``key`` draws what is drawn."""
@@ -132,6 +132,25 @@ class Recurrent(Mechanism):
         for field, value in (("convolution", self.convolution), ("key_dim", self.key_dim)):
             if value is not None and value < 1:
                 yield f"model.attention.{field} {value}: at least 1"
+
+    def cross_problems(self, geometry: Geometry) -> Iterator[str]:
+        """Yields a convolution, beside what keeps any mechanism from reading a memory."""
+        yield from super().cross_problems(geometry)
+        if self.cross and self.convolution is not None:
+            yield (
+                f"model.attention.convolution {self.convolution} mixes neighbours in one sequence, and a "
+                "memory is another; leave it out"
+            )
+
+    def memory_parameters(self, geometry: Geometry) -> int:
+        """Returns the weights of the key and value projections."""
+        key_heads = 1 if self.shared else geometry.heads
+        return geometry.width * (key_heads * self.keys(geometry) + geometry.heads * geometry.head_dim)
+
+    def cross_flops(self, geometry: Geometry, length: int, memory: int) -> float:
+        """Returns 2 for each number of the state that a token of the memory writes and a query reads."""
+        values = geometry.head_dim + (1 if self.normalised else 0)
+        return 2.0 * geometry.heads * self.feature_dim(geometry) * values * (length + memory)
 
     def matmul_parameters(self, geometry: Geometry) -> int:
         """Returns the weights of the projections: queries, keys, values, gate, output, decay, strength."""

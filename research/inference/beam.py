@@ -98,9 +98,9 @@ def beam_search(
     At every step each hypothesis is extended by every token. Of the best ``beam.width`` extensions those that
     end the text are set aside with their score; the best ``beam.width`` of the others go on. A sentence is
     done when as many hypotheses have ended as the beam is wide, and none that goes on has a better score by
-    now than the worst of them. (To stop at that number alone would let short ones, ended early with little
-    probability, crowd out the right one.) At its limit, a hypothesis can only end. What another row of the
-    batch does changes nothing.
+    now (without the coverage penalty, which adds nothing) than the worst of them. (To stop at that number
+    alone would let short ones, ended early with little probability, crowd out the right one.) At its limit, a
+    hypothesis can only end. What another row of the batch does changes nothing.
 
     Args:
       decoder: the model.

@@ -88,7 +88,7 @@ def _essence(model: Any) -> dict[str, Any]:
         base = positions.base if positions.local_base is None else positions.local_base
         fields["positions"] = dataclasses.replace(positions, local_base=base)
     if "decoder_layers" in fields:
-        fields["decoder_layers"] = model.decoder_depth
+        fields |= {"decoder_layers": model.decoder_depth, "decoder_attention": model.target_attention}
     geometry = model.geometry
     resolved = {"kv_heads": geometry.kv_heads, "head_dim": geometry.head_dim}
     return {**fields, **resolved, "feed_forward_width": model.hidden}

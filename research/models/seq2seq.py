@@ -53,7 +53,7 @@ class Seq2Seq:
     bidirectional: bool = True
     """Read the source both ways (Schuster & Paliwal, 1997)."""
     reverse_source: bool = False
-    """Read the source backwards (Sutskever et al., 2014, section 3.3)."""
+    """Read the source backwards (Sutskever et al., 2014, section 3.3); attention keeps its own order."""
     attention: Alignment | None = dataclasses.field(default_factory=Alignment)
     """How the decoder attends to the source; None: all it knows is the encoder's last state."""
     input_feeding: bool = True
@@ -101,8 +101,6 @@ class Seq2Seq:
             yield f"model.width {self.width} is odd; a bidirectional encoder has half in each direction"
         if self.attention is not None and self.attention.coverage and self.attention.score != "additive":
             yield f"model.attention.coverage is for the score 'additive', not for {self.attention.score!r}"
-        if self.attention is not None and self.attention.locality != "global" and self.reverse_source:
-            yield "model.attention.locality needs the source in its own order; set model.reverse_source False"
 
 
 class SourceMemory(NamedTuple):
@@ -111,7 +109,7 @@ class SourceMemory(NamedTuple):
     state: CellState
     """Last states of the encoder's layers, [layers, batch, width]."""
     values: Float[Array, "batch source_length width"]
-    """States of the encoder's last layer."""
+    """States of the encoder's last layer, in the order of the source's tokens."""
     keys: Float[Array, "batch source_length width"]
     """What scores are computed with: the values, projected if the score asks for it."""
     present: Bool[Array, "batch source_length"]
@@ -189,14 +187,15 @@ class Seq2SeqModule(EncoderDecoder):
         present = jnp.ones(source.shape, bool)
         if place is not None and place.segments is not None:
             present = jnp.broadcast_to(place.segments != 0, source.shape)
-        if self.model.reverse_source:  # the padding stays where it is
-            last = present.sum(1, keepdims=True, dtype=jnp.int32) - 1
-            order = last - jnp.arange(source.shape[1], dtype=jnp.int32)[None]
-            source = jnp.take_along_axis(source, jnp.where(order < 0, 0, order), axis=1)
+        order = _backwards(present) if self.model.reverse_source else None
+        if order is not None:
+            source = jnp.take_along_axis(source, order, axis=1)
         input_key, stack_key = (None, None) if key is None else jax.random.split(key)
         table = self.token_embedding if self.model.source_vocabulary is None else self.source_embedding
         x = dropout(self._embed(source, table), self.model.dropout, input_key)
         values, state = self.encoder(x, present, stack_key)
+        if order is not None:  # what attention reads is in the source's own order
+            values = jnp.take_along_axis(values, order[..., None], axis=1)
         how = self.model.attention
         keys = (
             self.source_projection(values)
@@ -275,6 +274,13 @@ class Seq2SeqModule(EncoderDecoder):
             position=self.position_projection.weights()[0] if how.locality == "predictive" else None,
             position_vector=self.position_vector if how.locality == "predictive" else None,
         )
+
+
+def _backwards(present: Bool[Array, "batch source_length"]) -> Int[Array, "batch source_length"]:
+    """Returns the place of each token in the source read backwards; padding, after it, stays where it is."""
+    place = jnp.arange(present.shape[1], dtype=jnp.int32)[None]
+    last = present.sum(1, keepdims=True, dtype=jnp.int32) - 1
+    return jnp.where(place > last, place, last - place)
 
 
 def decoder_step(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from research.attention.catalogue import Attention
-from research.attention.mechanisms import Geometry, Mechanism, SlidingWindow, Softmax
+from research.attention.mechanisms import Geometry, Mechanism, SlidingWindow
 from research.attention.positions import Positions, RelativeBias, Rotary, Sinusoidal
 from research.modules.block import BlockSpec
 from research.modules.feed_forward import GATED
@@ -87,8 +87,8 @@ def stack_matmul_parameters(specs: tuple[BlockSpec, ...], layers: int) -> int:
         total += (
             spec.attention.mechanism.matmul_parameters(geometry) + products * geometry.width * spec.hidden
         )
-        if spec.cross_attention:
-            total += Softmax().matmul_parameters(geometry)
+        if spec.cross_attention is not None:
+            total += spec.cross_attention.matmul_parameters(geometry)
     return layers // len(specs) * total
 
 
@@ -111,7 +111,7 @@ def stack_flops_per_token(specs: tuple[BlockSpec, ...], layers: int, length: int
 
 
 def attention_problems(
-    model: _Described, attention: Attention, layers: int, *, causal: bool
+    model: _Described, attention: Attention, layers: int, *, causal: bool, field: str = "model.attention"
 ) -> Iterator[str]:
     """Yields what keeps a model from being built with its heads, positions and attention.
 
@@ -120,6 +120,7 @@ def attention_problems(
       attention: its attention.
       layers: blocks of the stack.
       causal: whether a token may see only those before it.
+      field: the field that says which attention.
     """
     if model.width % model.heads and model.head_dim is None:
         yield (
@@ -154,10 +155,15 @@ def attention_problems(
     period = len(attention.layers())
     if layers % period:
         yield (
-            f"model.attention repeats every {period} layers, which does not divide the {layers} layers; "
+            f"{field} repeats every {period} layers, which does not divide the {layers} layers; "
             f"nearest: {max(layers // period, 1) * period} layers"
         )
-    yield from attention.problems(model.geometry, model.positions, causal=causal)
+    yield from named(attention.problems(model.geometry, model.positions, causal=causal), field)
+
+
+def named(problems: Iterator[str], field: str) -> Iterator[str]:
+    """Yields what mechanisms say of "model.attention", as said of the field that describes them."""
+    return (problem.replace("model.attention", field) for problem in problems)
 
 
 def nearest_divisors(whole: int, wanted: int) -> str:

@@ -13,16 +13,18 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from research.attention.cache import MemoryRead, Slots
-from research.attention.catalogue import Attention
+from research.attention.catalogue import Attention, Single
 from research.attention.dropout import dropout
 from research.attention.engines import EngineName
 from research.attention.masks import Tokens, positions_of
-from research.attention.mechanisms import Softmax
+from research.attention.mechanisms import Mechanism, Softmax
 from research.attention.positions import Positions, Sinusoidal
+from research.errors import UserError
 from research.models.encoder_decoder import EncoderDecoder, ModelDecoder
 from research.models.stacks import (
     Stacked,
     attention_problems,
+    named,
     stack_flops_per_token,
     stack_matmul_parameters,
     with_pattern,
@@ -72,7 +74,11 @@ class Transformer(Stacked):
     head_dim: int | None = None
     """Channels of a head; default: width / heads."""
     attention: Attention = dataclasses.field(default_factory=Softmax)
-    """How tokens of one side read one another, in encoder and decoder; cross-attention is softmax."""
+    """How source tokens read one another, and target tokens unless these have an attention of their own."""
+    decoder_attention: Attention | None = None
+    """How target tokens read one another; default: attention."""
+    cross_attention: Single | None = None
+    """How target tokens read the source; default: softmax, its scores scaled as the decoder's are."""
     feed_forward_width: int | None = None
     """Hidden width of the feed-forward network; default: 4 * width."""
     feed_forward: FeedForwardName = "relu"
@@ -112,6 +118,16 @@ class Transformer(Stacked):
         """Blocks of the decoder."""
         return self.layers if self.decoder_layers is None else self.decoder_layers
 
+    @property
+    def target_attention(self) -> Attention:
+        """How target tokens read one another."""
+        return self.attention if self.decoder_attention is None else self.decoder_attention
+
+    @property
+    def tells(self) -> bool:
+        """Whether cross-attention has weights that it can tell."""
+        return self.cross_attention is None or type(self.cross_attention) is Softmax
+
     def build(self) -> TransformerModule:
         """Returns the Flax module."""
         return TransformerModule(self)
@@ -126,7 +142,15 @@ class Transformer(Stacked):
         Args:
           layer: the decoder's layer whose cross-attention it tells, from 0; from the end if negative, the
             first where there are too few. None: none, which is faster.
+
+        Raises:
+          UserError: a layer is to be told, and its cross-attention has no weights.
         """
+        if layer is not None and not self.tells:
+            raise UserError(
+                f"model.cross_attention {type(self.cross_attention).__name__} has no weights over the source "
+                "that could be told; only softmax has"
+            )
         if layer is not None and layer < 0:
             layer = max(layer + self.decoder_depth, 0)
         return TransformerDecoder(self, layer)
@@ -152,10 +176,20 @@ class Transformer(Stacked):
             tells=tells,
         )
         block = BlockSpec(
-            attention, self.hidden, self.feed_forward, self.norm, self.bias,
-            self.norm_epsilon, self.placement, cross_attention=side == "decoder",
-        )  # fmt: skip
-        return with_pattern(block, self.attention, self.positions)
+            attention, self.hidden, self.feed_forward, self.norm, self.bias, self.norm_epsilon, self.placement
+        )
+        if side == "encoder":
+            return with_pattern(block, self.attention, self.positions)
+        return tuple(
+            dataclasses.replace(own, cross_attention=self._cross_attention(own.attention.mechanism))
+            for own in with_pattern(block, self.target_attention, self.positions)
+        )
+
+    def _cross_attention(self, own: Mechanism) -> Mechanism:
+        """Returns the cross-attention of a layer whose self-attention is ``own``."""
+        if self.cross_attention is not None:
+            return self.cross_attention
+        return Softmax(scale=own.scale if isinstance(own, Softmax) else None)
 
     def training_flops(self, shapes: Mapping[str, tuple[int, ...]], *, visible: bool) -> float:
         """Returns the FLOPs of a training step on a batch with arrays of these shapes.
@@ -170,19 +204,24 @@ class Transformer(Stacked):
         (rows, source), (_, target) = shapes["source"], shapes["tokens"]
         encoder, decoder = self.specs("encoder"), self.specs("decoder")
         weights = source * stack_matmul_parameters(encoder, self.layers)
+        cross = self._cross_attention(Softmax())
         # Keys and values of the memory are made of source tokens, the rest of a decoder of target tokens.
-        of_memory = self.decoder_depth * 2 * self.width * self.geometry.kv_heads * self.geometry.head_dim
+        of_memory = self.decoder_depth * cross.memory_parameters(self.geometry)
         weights += source * of_memory + target * (self.width * self.vocabulary - of_memory)
         weights += target * stack_matmul_parameters(decoder, self.decoder_depth)
         beyond = source * stack_flops_per_token(encoder, self.layers, source, visible=visible)
         beyond += target * stack_flops_per_token(decoder, self.decoder_depth, target, visible=visible)
-        beyond += target * self.decoder_depth * 4.0 * self.width * source
+        beyond += self.decoder_depth * cross.cross_flops(self.geometry, target, source)
         return rows * (6.0 * weights + 3.0 * beyond)
 
     def problems(self) -> Iterator[str]:
         """Yields what does not fit together, each as one clear sentence."""
         yield from attention_problems(self, self.attention, self.layers, causal=False)
-        yield from attention_problems(self, self.attention, self.decoder_depth, causal=True)
+        yield from attention_problems(
+            self, self.target_attention, self.decoder_depth, causal=True, field="model.decoder_attention"
+        )
+        if self.cross_attention is not None:
+            yield from named(self.cross_attention.cross_problems(self.geometry), "model.cross_attention")
 
 
 class _Input(nn.Module):

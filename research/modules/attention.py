@@ -98,7 +98,7 @@ class MultiHeadAttention(nn.Module):
                 q, k, v, q_tokens, kv_tokens, bias = _read_together(q, k, v, tokens, cache[1], bias)
         else:  # which never shares the queries' tokens, though it may be as long
             layer, bias, mask = KeyValues(k, v), None, Everything()
-            q, q_tokens = _rows_of_memory(q, tokens, len(memory))
+            q, q_tokens = rows_of_memory(q, tokens, len(memory))
             kv_tokens = Tokens.arange(memory.shape[1]) if memory_tokens is None else memory_tokens
         sink = None
         if softmax.sink:
@@ -222,7 +222,7 @@ def _read_together(
     )  # fmt: skip
 
 
-def _rows_of_memory(
+def rows_of_memory(
     q: Float[Array, "batch length heads head_dim"], tokens: Tokens | None, memories: int
 ) -> tuple[Float[Array, "memories queries heads head_dim"], Tokens | None]:
     """Returns the queries (and their tokens) of each memory as one row; their positions play no part."""

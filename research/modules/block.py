@@ -13,9 +13,9 @@ from jaxtyping import Array, Float, Key
 
 from research.attention.cache import Slots
 from research.attention.masks import Tokens
-from research.attention.mechanisms import Softmax
+from research.attention.mechanisms import Mechanism
 from research.attention.positions import RelativeBias
-from research.modules.attention import AttentionSpec, MultiHeadAttention
+from research.modules.attention import AttentionSpec
 from research.modules.feed_forward import FeedForward, FeedForwardName
 from research.modules.mixers import mixer
 from research.modules.norm import Norm, NormName
@@ -46,8 +46,8 @@ class BlockSpec:
     norm_epsilon: float = 1e-5
     placement: Literal["pre", "post"] = "pre"
     """"pre": x + f(norm(x)) (GPT-2); "post": norm(x + f(x)) (Vaswani et al., 2017; BERT)."""
-    cross_attention: bool = False
-    """A second attention, softmax over a memory, between self-attention and feed-forward."""
+    cross_attention: Mechanism | None = None
+    """Of a second attention, over a memory, between self-attention and feed-forward; None: there is none."""
     attention_norm: bool = True
     """Whether the self-attention has a norm of its own ("pre": without, it reads x as it is)."""
 
@@ -78,8 +78,8 @@ class Block(nn.Module):
     ) -> tuple[Float[Array, "batch length width"], Any]:
         """Returns the block's output and its decoding state, if one was given.
 
-        With cross-attention the state is a pair: that of the self-attention, and the keys and values of the
-        memory, None before the first call.
+        With cross-attention the state is a pair: that of the self-attention, and what is read of the memory
+        (its keys and values, or a sum of them), None before the first call.
         """
         spec, attention = self.spec, self.spec.attention
         pre = spec.placement == "pre"
@@ -90,7 +90,7 @@ class Block(nn.Module):
 
         attention_norm = norm("attention_norm") if spec.attention_norm else _as_it_is
         of_memory = None
-        if spec.cross_attention and cache is not None:
+        if spec.cross_attention is not None and cache is not None:
             cache, of_memory = cache
         out, cache = mixer(attention, "attention")(
             attention_norm(x) if pre else x,
@@ -99,12 +99,12 @@ class Block(nn.Module):
             key=keys[0],
         )
         x = x + out if pre else attention_norm(x + out)
-        if spec.cross_attention:
+        if spec.cross_attention is not None:
             cross_norm = norm("cross_attention_norm")
-            own = attention.mechanism
-            softmax = Softmax(scale=own.scale if isinstance(own, Softmax) else None)
-            cross = dataclasses.replace(attention, mechanism=softmax, causal=False, positions=None)
-            out, of_memory = MultiHeadAttention(cross, name="cross_attention")(
+            cross = dataclasses.replace(
+                attention, mechanism=spec.cross_attention, causal=False, positions=None
+            )
+            out, of_memory = mixer(cross, "cross_attention")(
                 cross_norm(x) if pre else x,
                 context.tokens,
                 memory=context.memory,
@@ -278,7 +278,7 @@ def empty_cache(
 
     def state(spec: BlockSpec) -> Any:
         own = spec.attention.mechanism.state(spec.attention.geometry, batch, slots, dtype)
-        return (own, None) if spec.cross_attention else own
+        return own if spec.cross_attention is None else (own, None)
 
     states = (state(spec) for spec in specs)
     stacked = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (groups, *leaf.shape)), tuple(states))

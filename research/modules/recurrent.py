@@ -15,9 +15,9 @@ from research.attention.cache import Slots
 from research.attention.convolution import next_tail, short_convolution
 from research.attention.dropout import dropout
 from research.attention.masks import Tokens
-from research.attention.recurrent import both_ways, document_starts, recurrent, summed
+from research.attention.recurrent import both_ways, document_starts, read, recurrent, written
 from research.attention.recurrent_mechanisms import Recurrent, RecurrentState
-from research.modules.attention import AttentionSpec, turned
+from research.modules.attention import AttentionSpec, rows_of_memory, turned
 from research.modules.linear import Linear
 from research.modules.norm import Norm
 
@@ -36,12 +36,13 @@ class RecurrentAttention(nn.Module):
         x: Float[Array, "batch length width"],
         tokens: Tokens | None = None,
         *,
-        memory: Float[Array, "batch memory_length width"] | None = None,
+        memory: Float[Array, "memories memory_length width"] | None = None,
         memory_tokens: Tokens | None = None,
+        projected: RecurrentState | None = None,
         cache: tuple[RecurrentState, Slots] | None = None,
         key: Key[Array, ""] | None = None,
     ) -> tuple[Float[Array, "batch length width"], RecurrentState | None]:
-        """Returns the output and, when a cache is given, the state after this call's tokens.
+        """Returns the output and the state: the memory's or, when a cache is given, that after these tokens.
 
         Arguments as for ``MultiHeadAttention``; a memory is read by the forms that have no decay. The first
         document of a row continues the cache's.
@@ -70,7 +71,11 @@ class RecurrentAttention(nn.Module):
             v = jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=-1).astype(q.dtype)
         after = None
         if memory is not None:
-            out = summed(q, k, v, q_tokens=tokens, kv_tokens=memory_tokens)
+            # Where the state is given, nothing reads keys and values, and the compiler drops them.
+            after = RecurrentState(written(k, v, memory_tokens), None) if projected is None else projected
+            q, q_tokens = rows_of_memory(q, tokens, len(memory))
+            out = read(q, after.memory, q_tokens).astype(v.dtype)
+            out = out.reshape(*x.shape[:2], *out.shape[2:])
         elif spec.causal:
             out, last = recurrent(
                 q, k, v, log_decay=log_decay, strength=strength, tokens=tokens,
@@ -96,11 +101,11 @@ class RecurrentAttention(nn.Module):
         return Linear((inputs,), outputs, False, self.spec.stddev, name=name)
 
     def _project(
-        self, x: Float[Array, "batch length width"], source: Float[Array, "batch source_length width"]
+        self, x: Float[Array, "batch length width"], source: Float[Array, "memories source_length width"]
     ) -> tuple[
         Float[Array, "batch length key_heads key_dim"],
-        Float[Array, "batch source_length key_heads key_dim"],
-        Float[Array, "batch source_length heads value_dim"],
+        Float[Array, "memories source_length key_heads key_dim"],
+        Float[Array, "memories source_length heads value_dim"],
     ]:
         """Returns queries of x, and keys and values of ``source``."""
         geometry, form = self.spec.geometry, self._form
@@ -143,8 +148,8 @@ class RecurrentAttention(nn.Module):
         return q, k, v, tail
 
     def _decay(
-        self, x: Float[Array, "batch length width"], k: Float[Array, "batch source_length heads features"]
-    ) -> tuple[Float[Array, "batch source_length heads features"], Float[Array, "*decay"] | None]:
+        self, x: Float[Array, "batch length width"], k: Float[Array, "memories source_length heads features"]
+    ) -> tuple[Float[Array, "memories source_length heads features"], Float[Array, "*decay"] | None]:
         """Returns the keys, times the step where the form has one, and the log decay, float32."""
         form, geometry = self._form, self.spec.geometry
         heads = geometry.heads
@@ -174,7 +179,7 @@ class RecurrentAttention(nn.Module):
         self,
         x: Float[Array, "batch length width"],
         out: Float[Array, "batch length heads value_dim"],
-        values: Float[Array, "batch source_length heads value_dim"],
+        values: Float[Array, "memories source_length heads value_dim"],
     ) -> Float[Array, "batch length width"]:
         """Returns what the heads read, with skip connection, norm and gate, projected to the width."""
         spec, form, geometry = self.spec, self._form, self.spec.geometry

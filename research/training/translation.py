@@ -159,7 +159,7 @@ def aligner_of(run: TranslationRun, layer: int | None = None) -> SoftAligner:
 
 def tells(model: Any) -> bool:
     """Returns whether a model can tell which source words it attends to."""
-    return not isinstance(model, Seq2Seq) or model.attention is not None
+    return model.attention is not None if isinstance(model, Seq2Seq) else bool(model.tells)
 
 
 def conclude(

@@ -9,7 +9,7 @@ import numpy as np
 from research.attention import alignment_scores as ours
 from research.attention.softmax import masked_softmax
 
-BATCH, QUERIES, KEYS, DIM, OTHER = 2, 3, 5, 4, 6
+BATCH, QUERIES, KEYS, DIM = 2, 3, 5, 4
 RNG = np.random.default_rng(0)
 
 
@@ -53,19 +53,9 @@ def test_additive_with_coverage():
     close(ours.additive(*map(single, (query, keys, vector, coverage, more))), wanted)
 
 
-def test_dot_general_and_concat():
+def test_dot():
     query, keys = normal(BATCH, QUERIES, DIM), normal(BATCH, KEYS, DIM)
-    wide, kernel = normal(BATCH, KEYS, OTHER), normal(DIM, OTHER)
     close(ours.dot(single(query), single(keys)), every_pair(np.dot, query, keys))
-    close(
-        ours.general(single(query), single(wide), single(kernel)),
-        every_pair(lambda q, k: q @ kernel @ k, query, wide),
-    )
-    joint, vector = normal(DIM + OTHER, 7), normal(7)
-    close(
-        ours.concat(*map(single, (query, wide, joint, vector))),
-        every_pair(lambda q, k: vector @ np.tanh(np.concatenate([q, k]) @ joint), query, wide),
-    )
 
 
 def test_local_attention():

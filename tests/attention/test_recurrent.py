@@ -13,7 +13,7 @@ import pytest
 from recurrence_oracle import recurrence
 
 from research.attention.masks import ABSENT, Tokens
-from research.attention.recurrent import both_ways, recurrent, summed, unit_lower_inverse
+from research.attention.recurrent import both_ways, read, recurrent, unit_lower_inverse, written
 
 BATCH, LENGTH, HEADS, KEYS, VALUES, CHUNK = 2, 37, 2, 4, 3, 16
 SEGMENTS = np.stack(
@@ -272,7 +272,7 @@ def test_both_ways_without_decay_is_the_sum_over_the_document():
     # Over a memory: all its real tokens, whatever their document.
     scores = np.einsum("bihd,bjhd->bijh", q[:, :5], k) * (SEGMENTS != 0)[:, None, :, None]
     noisy = np.where((SEGMENTS == 0)[:, :, None, None], np.nan, v)
-    got = summed(jnp.asarray(q[:, :5]), jnp.asarray(k), jnp.asarray(noisy), kv_tokens=tokens())
+    got = read(jnp.asarray(q[:, :5]), written(jnp.asarray(k), jnp.asarray(noisy), tokens()))
     assert_near(got, np.einsum("bijh,bjhv->bihv", scores, v))
 
 

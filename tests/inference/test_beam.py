@@ -13,6 +13,8 @@ import pytest
 from research.attention.masks import Tokens
 from research.errors import UserError
 from research.inference.beam import DEAD, Beam, beam_search
+from research.inference.soft_alignment import attention_of
+from research.models.seq2seq import Seq2Seq
 from research.models.transformer import Transformer
 
 VOCABULARY, END, SLOTS = 7, 0, 6
@@ -26,54 +28,72 @@ MODEL = Transformer(
     dropout=0.0,
     engine="reference",
 )
+LSTM = Seq2Seq(vocabulary=VOCABULARY, layers=1, width=8, dropout=0.0)
 SOURCE = np.array([[3, 4, 5, 0], [6, 2, 0, 0], [1, 1, 1, 1]], np.int32)
 LENGTHS = np.array([4, 3, 2], np.int32)
 LIMITS = np.array([6, 6, 4], np.int32)
 
 
 @functools.cache
-def parameters(seed=0):
-    module = MODEL.build()
-    params = jax.jit(module.init)(jax.random.key(seed), jnp.asarray(SOURCE), jnp.asarray(SOURCE))["params"]
+def parameters(model=MODEL):
+    module = model.build()
+    params = jax.jit(module.init)(jax.random.key(0), jnp.asarray(SOURCE), jnp.asarray(SOURCE))["params"]
     # Sharper than at initialisation, so that the order of hypotheses is no matter of rounding.
     return jax.tree.map(lambda x: x * 3.0, params)
 
 
 @functools.cache
-def full():
+def full(model):
     """Log-probabilities of the token after each prefix, computed without a cache."""
-    module = MODEL.build()
+    module = model.build()
 
     def run(source, length, tokens):
         place = Tokens.of_lengths(length[None], SOURCE.shape[1])
-        logits = module.apply({"params": parameters()}, source[None], tokens[None], place)
+        logits = module.apply({"params": parameters(model)}, source[None], tokens[None], place)
         return jax.nn.log_softmax(logits[0])
 
     return jax.jit(run)
 
 
 @functools.cache
-def next_logs(row, prefix):
+def next_logs(row, prefix, model=MODEL):
     tokens = np.full(SLOTS, END, np.int32)
     tokens[1 : len(prefix) + 1] = prefix
-    out = full()(jnp.asarray(SOURCE[row]), jnp.asarray(LENGTHS[row]), jnp.asarray(tokens))
+    out = full(model)(jnp.asarray(SOURCE[row]), jnp.asarray(LENGTHS[row]), jnp.asarray(tokens))
     return np.asarray(out, np.float64)[len(prefix)]
 
 
-def plain(row, width, alpha, limit):
+@functools.cache
+def telling(model):
+    return attention_of(model.decoder(0))
+
+
+def coverage(row, tokens, model):
+    """GNMT's penalty (Wu et al., 2016, eq. 15) of the attention with which each of the tokens was said."""
+    read = np.full((1, SLOTS), END, np.int32)
+    read[0, 1 : len(tokens)] = tokens[:-1]
+    arrays = (jnp.asarray(x) for x in (SOURCE[row : row + 1], LENGTHS[row : row + 1], read))
+    weights = np.asarray(telling(model)(parameters(model), *arrays), np.float64)[0]
+    received = weights[: len(tokens), : LENGTHS[row]].sum(0)
+    return np.log(np.minimum(received, 1.0)).sum()
+
+
+def plain(row, width, alpha, limit, beta=0.0, model=MODEL):
     """Returns [(score, log-probability, tokens)] by the rule, one hypothesis at a time."""
+
+    def score(total, tokens):
+        return total / ((5 + len(tokens)) / 6) ** alpha + (beta and beta * coverage(row, tokens, model))
+
     alive, ended = [((), 0.0)], []
     for count in range(1, limit + 1):
         grown = []
         for prefix, total in alive:
-            logs = next_logs(row, prefix)
+            logs = next_logs(row, prefix, model)
             tokens = [END] if count == limit else range(VOCABULARY)
             grown += [((*prefix, token), total + logs[token]) for token in tokens]
         grown = sorted(grown, key=lambda h: -h[1])[: 2 * width]
         ended += [
-            (total / ((5 + count) / 6) ** alpha, total, tokens)
-            for tokens, total in grown[:width]
-            if tokens[-1] == END
+            (score(total, tokens), total, tokens) for tokens, total in grown[:width] if tokens[-1] == END
         ]
         ended = sorted(ended, key=lambda h: -h[0])[:width]
         alive = [h for h in grown if h[0][-1] != END][:width]
@@ -112,16 +132,28 @@ def test_hypotheses_that_end_early_do_not_crowd_out_the_right_one():
     assert found.tokens[:, 0, :6].tolist() == [[1, 2, 3, 4, END, END]] * 3
 
 
-def search(width, alpha, source=SOURCE, lengths=LENGTHS, limits=LIMITS, slots=SLOTS):
-    run = beam_search(MODEL.decoder(), Beam(width, alpha), slots=slots, end=END)
-    return jax.tree.map(np.asarray, run(parameters(), *(jnp.asarray(x) for x in (source, lengths, limits))))
+def search(width, alpha, source=SOURCE, lengths=LENGTHS, limits=LIMITS, beta=0.0, model=MODEL):
+    decoder = model.decoder(0 if beta else None)
+    run = beam_search(decoder, Beam(width, alpha, beta), slots=SLOTS, end=END)
+    arrays = (jnp.asarray(x) for x in (source, lengths, limits))
+    return jax.tree.map(np.asarray, run(parameters(model), *arrays))
 
 
-@pytest.mark.parametrize(("width", "alpha"), [(1, 0.0), (3, 0.0), (3, 1.0), (7, 0.6)])
-def test_equals_a_plain_beam_search(width, alpha):
-    found = search(width, alpha)
+@pytest.mark.parametrize(
+    ("width", "alpha", "beta", "model"),
+    [
+        (1, 0.0, 0.0, MODEL),
+        (3, 0.0, 0.0, MODEL),
+        (3, 1.0, 0.0, MODEL),
+        (7, 0.6, 0.0, MODEL),
+        pytest.param(3, 0.6, 2.0, MODEL, id="coverage-transformer"),
+        pytest.param(3, 0.6, 2.0, LSTM, id="coverage-lstm"),
+    ],
+)
+def test_equals_a_plain_beam_search(width, alpha, beta, model):
+    found, changed = search(width, alpha, beta=beta, model=model), False
     for row, limit in enumerate(LIMITS):
-        wanted = plain(row, width, alpha, limit)
+        wanted = plain(row, width, alpha, limit, beta, model)
         assert wanted
         for i, (score, total, tokens) in enumerate(wanted):
             filled = [*tokens, *[END] * (SLOTS - len(tokens))]
@@ -129,6 +161,8 @@ def test_equals_a_plain_beam_search(width, alpha):
             np.testing.assert_allclose(found.scores[row, i], score, rtol=2e-5)
             np.testing.assert_allclose(found.log_probabilities[row, i], total, rtol=2e-5)
         assert (found.scores[row, len(wanted) :] == np.float32(DEAD)).all()
+        changed |= [h[2] for h in wanted] != [h[2] for h in plain(row, width, alpha, limit, 0.0, model)]
+    assert changed == (beta > 0)  # the penalty matters
 
 
 def test_a_beam_of_one_is_greedy():

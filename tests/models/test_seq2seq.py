@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import recurrent_decoder
 
 from research.attention.masks import Tokens
-from research.inference.beam import Beam, beam_search
 from research.models.seq2seq import Alignment, Seq2Seq
 
 MODEL = Seq2Seq(vocabulary=11, layers=2, width=8, dropout=0.0)
@@ -75,41 +76,57 @@ def test_a_token_at_a_time_with_shared_memories_equals_all_at_once(name):
         assert not np.asarray(weights)[:3, :2].any()  # more than one token away from position 3
 
 
-def test_a_reversed_source_is_the_source_reversed():
-    plain = dataclasses.replace(MODEL, attention=None, bidirectional=False)
+@pytest.mark.parametrize("name", ["none", "coverage"])
+def test_a_reversed_source_is_the_source_reversed(name):
+    """And what attention tells is in the source's own order, of which the padding is no part."""
+    plain = dataclasses.replace(MODEL, attention=ATTENTIONS[name], bidirectional=False)
     params = parameters(plain)
-    backwards = jnp.array([[*SOURCE[0, ::-1]], [*SOURCE[1, 2::-1], 0, 0]], jnp.int32)
+    order = np.array([[4, 3, 2, 1, 0], [2, 1, 0, 3, 4]])
+    backwards = jnp.take_along_axis(SOURCE, jnp.asarray(order), axis=1)
     reverse = dataclasses.replace(plain, reverse_source=True)
-    run = {m: jax.jit(m.build().apply) for m in (plain, reverse)}
-    np.testing.assert_allclose(
-        run[reverse]({"params": params}, SOURCE, TARGET[:2], PLACE),
-        run[plain]({"params": params}, backwards, TARGET[:2], PLACE),
-        atol=1e-6,
-    )
+    told = {}
+    for model, source in ((plain, backwards), (reverse, SOURCE)):
+        memory = model.decoder().encode(params, source, PLACE)
+        run = jax.jit(functools.partial(model.build().apply, method="decode"))
+        told[model] = run({"params": params}, TARGET[:2], memory)
+    (wanted, state), (logits, reversed_state) = told[plain], told[reverse]
+    np.testing.assert_allclose(logits, wanted, atol=1e-6)
+    for got, want in zip(reversed_state[2:], state[2:], strict=True):  # coverage and weights
+        np.testing.assert_allclose(got, np.take_along_axis(np.asarray(want), order, axis=1), atol=1e-6)
+        assert name == "none" or np.ptp(np.asarray(got)[0]) > 0.01
 
 
-def test_coverage_penalty_is_that_of_the_paper():
-    params, decoder = parameters(MODEL), MODEL.decoder()
-    found = beam_search(decoder, Beam(3, 0.6, 0.2), slots=4, end=0)(
-        params, SOURCE, LENGTHS, jnp.array([4, 4], jnp.int32)
-    )
-    step = jax.jit(lambda *args: decoder.step(params, *args))
-    for row in range(2):
-        source = SOURCE[row : row + 1]
-        memory = decoder.encode(params, source, Tokens.of_lengths(LENGTHS[row : row + 1], 5))
-        tokens = found.tokens[row, 0].tolist()
-        tokens = tokens[: tokens.index(0) + 1]
-        cache, total, received, before = None, 0.0, np.zeros(5), 0
-        for i, token in enumerate(tokens):
-            place = Tokens(jnp.full((1, 1), i, jnp.int32))
-            logits, cache = step(jnp.array([[before]], jnp.int32), memory, place, cache)
-            total += float(jax.nn.log_softmax(logits[0])[token])
-            received += np.asarray(decoder.attention(cache))[0]
-            before = token
-        penalty = np.log(np.minimum(received[: int(LENGTHS[row])], 1.0)).sum()
-        score = total / ((5 + len(tokens)) / 6) ** 0.6 + 0.2 * penalty
-        np.testing.assert_allclose(found.scores[row, 0], score, rtol=1e-4)
-        np.testing.assert_allclose(found.log_probabilities[row, 0], total, rtol=1e-4)
+FEATURES = {
+    "none": {"attention": None},
+    "additive": {},
+    "coverage": {"attention": Alignment(coverage=True), "tied_head": False},
+    "dot, nothing fed": {"attention": Alignment("dot"), "input_feeding": False},
+    "general, local-m": {"attention": Alignment("general", "monotonic", window=1), "reverse_source": True},
+    "concat, local-p": {"attention": Alignment("concat", "predictive", window=1), "bidirectional": False},
+    "coverage, local-p": {"attention": Alignment("additive", "predictive", window=2, coverage=True)},
+    "none, nothing fed": {"attention": None, "input_feeding": False, "layers": 1},
+}
+
+
+@pytest.mark.parametrize("name", FEATURES)
+def test_decoding_is_that_of_the_papers(name):
+    model = dataclasses.replace(MODEL, **FEATURES[name])
+    params, target = parameters(model), TARGET[:2]
+
+    def run(params):
+        memory = model.build().apply({"params": params}, SOURCE, PLACE, method="encode")
+        return memory, model.build().apply({"params": params}, target, memory, method="decode")
+
+    memory, (logits, state) = jax.jit(run)(params)
+    p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), (params, memory.values, memory.state))
+    for row, length in enumerate(LENGTHS.tolist()):
+        values, begin = p[1][row, :length], (part[:, row] for part in p[2])
+        wanted, told = recurrent_decoder.decode(model, p[0], values, *begin, target[row].tolist())
+        np.testing.assert_allclose(logits[row], wanted, atol=2e-5)  # of logits about 1, in float32
+        if model.attention is not None:
+            np.testing.assert_allclose(state.weights[row, :length], told[-1], atol=2e-6)
+            np.testing.assert_allclose(state.coverage[row, :length], told.sum(0), atol=5e-6)
+            assert not np.asarray(state.coverage)[row, length:].any()
 
 
 def test_problems_are_told():
@@ -117,9 +134,5 @@ def test_problems_are_told():
     for wrong, words in (
         (dataclasses.replace(MODEL, width=7), "half in each direction"),
         (dataclasses.replace(MODEL, attention=Alignment("dot", coverage=True)), "for the score 'additive'"),
-        (
-            dataclasses.replace(MODEL, attention=Alignment("dot", "monotonic"), reverse_source=True),
-            "own order",
-        ),
     ):
         assert words in next(wrong.problems())

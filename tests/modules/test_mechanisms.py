@@ -34,7 +34,7 @@ from research.attention.sparse_mechanisms import BigBird, Longformer, SparseTran
 from research.models.stacks import with_pattern
 from research.modules.attention import AttentionSpec
 from research.modules.block import BlockSpec, Context, Stack, empty_cache
-from research.modules.mixers import MIXERS
+from research.modules.mixers import MIXERS, mixer
 
 WIDTH, HEADS, LENGTH, LAYERS = 16, 4, 12, 2
 RNG = np.random.default_rng(0)
@@ -253,3 +253,23 @@ def test_bfloat16_is_as_good_as_for_softmax(case):
     discrete = isinstance(case.mechanism, MoBA | NSA | Reformer)
     average = np.median if discrete else lambda x: np.sqrt(np.square(x).mean())
     assert average(errors_of_bfloat16(case)) < 2 * average(errors_of_bfloat16(PLAIN[0]))
+
+
+@pytest.mark.parametrize("cls", [cls for cls in typing.get_args(Single) if cls.cross])
+def test_a_memory_is_read_as_an_encoder_reads_its_own_tokens(cls):
+    spec = AttentionSpec(Case(cls()).geometry, cls(), engine="reference")
+    layer = mixer(spec, "layer")
+    x = jnp.asarray(np.stack([X, X[::-1]]))
+    tokens = Tokens.of_lengths(jnp.array([LENGTH, 5], jnp.int32), LENGTH)
+    params = jax.jit(layer.init)(jax.random.key(0), x, tokens)
+    own, _ = jax.jit(layer.apply)(params, x, tokens)
+    # Two rows read each memory, of which the state is kept; padding and, later, all of it may hold NaN.
+    twice = functools.partial(jnp.repeat, repeats=2, axis=0)
+    rows = Tokens(tokens.positions, twice(tokens.segments))
+    noisy = jnp.where((tokens.segments == 0)[:, :, None], jnp.nan, x)
+    read = jax.jit(functools.partial(layer.apply, memory_tokens=tokens))
+    first, state = read(params, twice(x), rows, memory=noisy)
+    again, _ = read(params, twice(x), rows, memory=jnp.full_like(x, jnp.nan), projected=state)
+    real = np.asarray(rows.segments) != 0
+    for out in (first, again):
+        np.testing.assert_allclose(np.asarray(out)[real], np.asarray(twice(own))[real], atol=2e-5)

@@ -12,14 +12,14 @@ import paper_transformer as paper
 import pytest
 
 from research.attention import Tokens
-from research.attention.mechanisms import Geometry, SlidingWindow
+from research.attention.mechanisms import Geometry, SlidingWindow, Softmax
 from research.modules.attention import AttentionSpec
 from research.modules.block import BlockSpec, Context, Stack, empty_cache
 
 BATCH, LENGTH, MEMORY, WIDTH, LAYERS = 2, 5, 7, 12, 2
 SPEC = AttentionSpec(Geometry(width=WIDTH, heads=4, kv_heads=2, head_dim=3, context=16))
 CAUSAL = dataclasses.replace(SPEC, causal=True)
-DECODER = BlockSpec(CAUSAL, 16, "relu", cross_attention=True)
+DECODER = BlockSpec(CAUSAL, 16, "relu", cross_attention=Softmax())
 RNG = np.random.default_rng(0)
 X = jnp.asarray(RNG.normal(size=(BATCH, LENGTH, WIDTH)), jnp.float32)
 LONG_MEMORY = jnp.asarray(RNG.normal(size=(BATCH, MEMORY, WIDTH)), jnp.float32)
@@ -145,7 +145,7 @@ def test_every_form_of_a_stack_gives_the_same(depth, remat):
 
 def test_saving_the_dots_spares_attentions_forward_pass():
     attention = dataclasses.replace(CAUSAL, engine="flash")
-    spec = dataclasses.replace(DECODER, attention=attention, cross_attention=False)
+    spec = dataclasses.replace(DECODER, attention=attention, cross_attention=None)
     context = Context(Tokens.arange(LENGTH))
     params = parameters(Stack((spec,), 1), context)
 

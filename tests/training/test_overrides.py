@@ -6,8 +6,12 @@ import dataclasses
 
 import pytest
 
+from research.attention.block_choice import MoBA
+from research.attention.low_rank import Linformer
+from research.attention.recurrent_mechanisms import Performer
 from research.errors import UserError
 from research.models.gpt import GPT
+from research.models.transformer import Transformer
 from research.objectives.causal_lm import CausalLM
 from research.training.experiment import Experiment
 from research.training.optimizer import AdamW, Muon
@@ -88,6 +92,20 @@ def test_a_kind_replaces_the_default_and_then_its_fields_are_there_in_any_order(
 
 def test_the_kind_it_is_already_keeps_its_values():
     assert override(BASE, {"optimizer": "adamw"}) == BASE
+
+
+def test_each_side_of_a_transformer_has_an_attention_of_its_own():
+    options = {
+        "model.attention": "linformer",
+        "model.decoder_attention": "moba",
+        "model.decoder_attention.block": "16",
+        "model.cross_attention": "performer",
+    }
+    changed = override(Experiment(name="x", model=Transformer()), options).model
+    assert changed == Transformer(
+        attention=Linformer(), decoder_attention=MoBA(block=16), cross_attention=Performer()
+    )
+    assert list(changed.problems()) == []
 
 
 def test_kinds_nested_in_kinds():

@@ -16,9 +16,11 @@ from research.data.text import TextData
 from research.errors import UserError
 from research.models.bert import BERT
 from research.models.gpt import GPT
+from research.models.transformer import Transformer
 from research.objectives.masked_lm import MaskedLM
+from research.objectives.translation import Translation
 from research.scale.chips import CHIPS, Topology, topology
-from research.training.experiment import Experiment, Sharding
+from research.training.experiment import Bitext, Experiment, Sharding
 from research.training.plan import _beats, _shortage, _within, plan, search, text
 
 QUICK = ["--model.layers", "2", "--model.width", "128", "--optimizer", "adamw", "--model.depth", "scan"]
@@ -112,6 +114,23 @@ def test_other_steps_are_planned_too(step):
     if step == "sample":  # keys and values of every layer, and then some
         assert memory["gradients_activations_and_other"] > 2 * 2 * 16 * 32 * 32 * 4
     assert f"its {step} step compiles for 1 x cpu:1 (1 chips)" in text(found)
+
+
+@pytest.mark.parametrize("place", ["cpu:1", "h100:4"])
+def test_an_encoder_decoder_is_planned_too(place):
+    model = Transformer(vocabulary=64, context=32, layers=2, decoder_layers=1, width=32, heads=2)
+    pairs = Bitext(corpus="files", length=16, batch_tokens=128)  # 8 rows of 16 tokens on either side
+    found = plan(Experiment("pairs", model, pairs, Translation()), topology(place))
+    # Encoder blocks, and a decoder block with its second attention, of which keys and values read the source.
+    count = 64 * 32 + 2 * (12 * 32 * 32 + 13 * 32) + 16 * 32 * 32 + 19 * 32
+    chips = found["chips"]
+    memory = found["memory_per_device"]
+    assert count * 4 / chips <= memory["parameters"] <= count * 4 / chips + 4 * 45 * 32
+    assert memory["batch"] == 6 * 8 * 16 * 4 / chips
+    of_source, of_target = 2 * 12 * 32 * 32 + 2 * 32 * 32, 14 * 32 * 32 + 32 * 64
+    flops = 8 * 16 * (6 * (of_source + of_target) + 3 * (2 + 1 + 1) * 4 * 32 * 16)
+    assert found["flops_per_step"]["full"] == flops
+    assert f"1 x {place}" in text(found)
 
 
 def test_what_cannot_be_sampled_is_one_line():
