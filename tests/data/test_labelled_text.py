@@ -8,8 +8,6 @@ import json
 import numpy as np
 import pytest
 
-from research.data import labelled_text
-from research.data.labelled_records import examples_of
 from research.data.labelled_text import LabelledText
 from research.errors import UserError
 
@@ -118,27 +116,6 @@ def test_a_share_of_the_labels_keeps_every_label(tmp_path):
     train = data.prepare(vocabulary=100).train
     assert np.bincount(train.labels).tolist() == [19, 1]
     np.testing.assert_array_equal(train.tokens, data.prepare(vocabulary=100).train.tokens)
-
-
-def test_glue_is_read_in_tfds_own_format(monkeypatch):
-    class Label:
-        names = ("unacceptable", "acceptable")
-
-    def records(split):
-        texts = [("The dog barked.", 1), ("Dog the barked.", 0), ("It rained.", 1)] * 2
-        return [{"sentence": t.encode(), "label": y, "idx": i} for i, (t, y) in enumerate(texts)]
-
-    def read(task, split):
-        return examples_of(records(split), {"label": Label}, task, split)
-
-    monkeypatch.setattr(labelled_text, "read_glue", read)
-    data = LabelledText(source="glue/cola", length=16, batch=2)
-    prepared = data.prepare(vocabulary=80)
-    assert prepared.names == ("acceptable", "unacceptable")
-    assert prepared.valid_batches(**SHARE)[0]["labels"].tolist() == [0, 1]
-    scores = [{"sentence1": b"a", "sentence2": b"b", "label": np.float32(2.5), "idx": 0}]
-    (found,) = examples_of(scores, {"label": object()}, "stsb", "train")
-    assert found.texts == ("a", "b") and found.labels == ("2.5",)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,95 @@
+"""GLUE through TFDS itself, on files in GLUE's own format: nothing but the download is replaced."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import tensorflow_datasets as tfds
+import tensorflow_datasets.text  # registers its data sets, GLUE among them
+from etils import epath
+from tensorflow_datasets.core.download.download_manager import DownloadManager
+
+from research.data.labelled_records import read_glue
+from research.data.labelled_text import LabelledText
+from research.errors import UserError
+
+SENTENCES = [("The dog barked.", 1), ("Dog the barked.", 0), ('It "rained".', 1), ("Rained it.", 0)]
+PAIRS = [("A dog barks.", "It barks.", "entailment"), ("A dog barks.", "It rains.", "not_entailment")]
+SHARE = {"process_index": 0, "process_count": 1}
+
+
+def table(*rows):
+    return "".join("\t".join(map(str, row)) + "\n" for row in rows)
+
+
+@pytest.fixture
+def glue(tmp_path, monkeypatch):
+    """The folders that GLUE's archives unpack to; returns where they lie."""
+    raw = tmp_path / "raw"
+    for folder in ("CoLA", "RTE", "STS-B", "MNLI"):
+        (raw / folder).mkdir(parents=True)
+    for split in ("train", "dev"):
+        # Only CoLA's files have no header; a sentence that linguists reject has an asterisk.
+        rows = [("gj04", label, "" if label else "*", text) for text, label in SENTENCES]
+        (raw / "CoLA" / f"{split}.tsv").write_text(table(*rows))
+        header = ("index", "sentence1", "sentence2", "label")
+        rows = [(i, *pair) for i, pair in enumerate(PAIRS)]
+        (raw / "RTE" / f"{split}.tsv").write_text(table(header, *rows))
+        header = ("index", "genre", "sentence1", "sentence2", "score")
+        (raw / "STS-B" / f"{split}.tsv").write_text(table(header, (0, "news", "A man.", "One man.", "3.800")))
+    for split in ("train", "dev_matched", "dev_mismatched"):
+        header = ("index", "sentence1", "sentence2", "gold_label")
+        (raw / "MNLI" / f"{split}.tsv").write_text(table(header, (0, "It is.", f"Is {split}.", "neutral")))
+    (raw / "CoLA" / "test.tsv").write_text(table(("index", "sentence"), (0, "It is.")))
+    for folder in ("RTE", "STS-B"):
+        (raw / folder / "test.tsv").write_text(table(("index", "sentence1", "sentence2"), (0, "It.", "Is.")))
+    for split in ("matched", "mismatched"):
+        header = ("index", "sentence1", "sentence2")
+        (raw / "MNLI" / f"test_{split}.tsv").write_text(table(header, (0, "It.", "Is.")))
+    monkeypatch.setattr(DownloadManager, "download_and_extract", lambda self, url: epath.Path(raw))
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+    monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(tmp_path / "tfds"))
+    return raw
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_sentences_pairs_and_scores_are_read_as_tfds_prepares_them(glue, split, capsys):
+    found = list(read_glue("cola", split))
+    names = ("unacceptable", "acceptable")
+    expected = {((text,), (names[label],)) for text, label in SENTENCES}
+    assert len(found) == 4 and {(e.texts, e.labels) for e in found} == expected
+    assert found[3].where == f"glue/cola {split}, example 3"
+    found = list(read_glue("rte", split))
+    assert {(e.texts, e.labels) for e in found} == {((a, b), (label,)) for a, b, label in PAIRS}
+    (one,) = read_glue("stsb", split)
+    assert one.texts == ("A man.", "One man.") and float(one.labels[0]) == pytest.approx(3.8)
+    assert capsys.readouterr().out == "" and "tensorflow" not in sys.modules
+
+
+def test_the_validation_split_of_mnli_is_the_matched_one(glue):
+    (one,) = read_glue("mnli", "validation")
+    assert one.texts == ("It is.", "Is dev_matched.") and one.labels == ("neutral",)
+
+
+def test_rows_of_a_task_by_name(glue):
+    prepared = LabelledText(source="glue/cola", length=24, batch=2).prepare(vocabulary=80)
+    assert (len(prepared.train), len(prepared.valid)) == (4, 4)
+    batch, tokenizer = prepared.valid_batches(**SHARE)[0], prepared.tokenizer
+    ids = {tuple(tokenizer.encode(text)): label for text, label in SENTENCES}
+    for row, label in zip(batch["tokens"], batch["labels"], strict=True):
+        real = row[: row.tolist().index(tokenizer.separator)][1:]
+        name = ("unacceptable", "acceptable")[ids[tuple(real.tolist())]]
+        assert prepared.names[label] == name
+
+
+def test_a_download_that_fails_is_one_line(glue, monkeypatch):
+    def fail(self, url):
+        raise ConnectionError("no route to host\nand more")
+
+    monkeypatch.setattr(DownloadManager, "download_and_extract", fail)
+    with pytest.raises(UserError, match=r"cannot prepare glue/cola \(.*no route to host.*\)") as error:
+        list(read_glue("cola", "train"))
+    assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="did you mean 'cola'"):
+        list(read_glue("coal", "train"))
