@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -130,23 +130,34 @@ def read_glue(name: str, split: str) -> Iterator[Example]:
     Raises:
       UserError: no such task, or it cannot be prepared.
     """
-    from research.data.builder import named_builder, prepare  # TFDS takes half a second to import
+    from research.data.builder import prepare  # TFDS takes half a second to import
 
-    if name not in GLUE:
-        raise UserError(f"GLUE has no task {name!r}{nearest(name, GLUE)}")
-    builder = named_builder(f"glue/{name}")
+    builder = _glue(name)
     prepare(builder, f"glue/{name}")
     if name == "mnli" and split == "validation":
         split = "validation_matched"
-    return examples_of(builder.as_data_source(split), builder.info.features, name, split)
-
-
-def examples_of(records: Iterable[Any], features: Any, name: str, split: str) -> Iterator[Example]:
-    """Yields the examples of records in the format of TFDS's GLUE: labels by name, scores as numbers."""
-    text, second = GLUE[name]
-    names = getattr(features["label"], "names", None)
-    for number, record in enumerate(records):
+    names = glue_labels(name)
+    fields = [field for field in GLUE[name] if field is not None]
+    for number, record in enumerate(builder.as_data_source(split)):
         label = record["label"]
-        texts = tuple(record[field].decode("utf-8") for field in (text, second) if field is not None)
+        texts = tuple(record[field].decode("utf-8") for field in fields)
         written = names[int(label)] if names else repr(float(label))
         yield Example(texts, (written,), f"glue/{name} {split}, example {number}")
+
+
+def glue_labels(name: str) -> tuple[str, ...]:
+    """Returns the labels of a GLUE task in its own order (F1 is of the second of two); empty for scores.
+
+    Raises:
+      UserError: no such task.
+    """
+    return tuple(getattr(_glue(name).info.features["label"], "names", ()))
+
+
+def _glue(name: str) -> Any:
+    """Returns TFDS's builder of a task."""
+    from research.data.builder import named_builder
+
+    if name not in GLUE:
+        raise UserError(f"GLUE has no task {name!r}{nearest(name, GLUE)}")
+    return named_builder(f"glue/{name}")

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from research.data.labelled_records import GLUE, Example, Fields, read_file, read_glue
+from research.data.labelled_records import GLUE, Example, Fields, glue_labels, read_file, read_glue
 from research.data.labelled_rows import LabelledBatches, LabelledRows, LabelledSource
 from research.data.object_store import is_file
 from research.data.packing import endless, share_of_process
@@ -130,6 +130,10 @@ class LabelledText:
                     f"data.{name} is for data.source 'files', not for {self.source!r}; "
                     "add --data.source files"
                 )
+        if self.source != "files" and task in GLUE:
+            right = "score" if task == "stsb" else "labels"
+            if self.task != right:
+                yield f'data.source {self.source!r} needs data.task "{right}", not "{self.task}"'
         if self.task == "score" and self.classes != 1:
             yield f'data.task "score" needs data.classes 1, not {self.classes}'
         if self.task == "tags" and self.second is not None:
@@ -156,7 +160,7 @@ class LabelledText:
             or fewer labels than data.classes, or the tokenizer does not fit.
         """
         train, valid = self._examples()
-        names = () if self.task == "score" else tuple(sorted({x for e in train for x in e.labels}))
+        names = self._names(train)
         if self.task != "score" and len(names) != self.classes:
             raise UserError(
                 f"the training text has {len(names)} different labels, data.classes is {self.classes}; "
@@ -197,6 +201,14 @@ class LabelledText:
             if not examples:
                 raise UserError(f"there are no examples for {purpose} in {self.path or self.source}")
         return found[0], found[1]
+
+    def _names(self, train: list[Example]) -> tuple[str, ...]:
+        """Returns the labels in the order of their classes: GLUE's own, or sorted; none for scores."""
+        if self.task == "score":
+            return ()
+        if self.source != "files":
+            return glue_labels(self.source.removeprefix("glue/"))
+        return tuple(sorted({label for example in train for label in example.labels}))
 
     def _part(self, examples: list[Example]) -> list[Example]:
         """Returns ``train_fraction`` of the examples of each label, rounded up."""

@@ -33,9 +33,10 @@ def conclude(
         found = correlations(labels, logits[:, 0])
         lines = [f"validation: {_words(found)}"]
     else:
-        found = label_metrics(labels, logits.argmax(-1))
+        found = label_metrics(labels, logits.argmax(-1), len(prepared.names))
         most = np.bincount(labels).max() / len(labels)
-        lines = [f"validation: {_words(found)}; always the commonest label: {most:.4f}"]
+        of = f" (f1 of {prepared.names[1]!r})" if "f1" in found else ""
+        lines = [f"validation: {_words(found)}{of}; always the commonest label: {most:.4f}"]
     return Conclusion({"metrics": found}, tuple(lines), ("show {run}",))
 
 

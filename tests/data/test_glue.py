@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 
+import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 import tensorflow_datasets.text  # registers its data sets, GLUE among them
@@ -13,6 +15,7 @@ from tensorflow_datasets.core.download.download_manager import DownloadManager
 from research.data.labelled_records import read_glue
 from research.data.labelled_text import LabelledText
 from research.errors import UserError
+from research.evaluation.classification import label_metrics
 
 SENTENCES = [("The dog barked.", 1), ("Dog the barked.", 0), ('It "rained".', 1), ("Rained it.", 0)]
 PAIRS = [("A dog barks.", "It barks.", "entailment"), ("A dog barks.", "It rains.", "not_entailment")]
@@ -47,6 +50,15 @@ def glue(tmp_path, monkeypatch):
     for split in ("matched", "mismatched"):
         header = ("index", "sentence1", "sentence2")
         (raw / "MNLI" / f"test_{split}.tsv").write_text(table(header, (0, "It.", "Is.")))
+    # MRPC is not GLUE's to distribute: TFDS divides the files of its owners, by a list of GLUE's.
+    header, texts = ("Quality", "#1 ID", "#2 ID", "#1 String", "#2 String"), ("It is.", "It was.")
+    rows = [(label, number, number, *texts) for number, label in enumerate([1, 0, 1, 1, 0, 1])]
+    files = {"train": table(header, *rows), "test": table(header, (-1, 9, 9, *texts))}
+    files["dev_ids"] = table(*((number, number) for number in (0, 1, 2, 3)))
+    for name, text in files.items():
+        (raw / f"{name}.txt").write_text(text, encoding="utf-8-sig" if name == "train" else "utf-8")
+    downloaded = {name: epath.Path(raw / f"{name}.txt") for name in files}
+    monkeypatch.setattr(DownloadManager, "download", lambda self, urls: downloaded)
     monkeypatch.setattr(DownloadManager, "download_and_extract", lambda self, url: epath.Path(raw))
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
     monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(tmp_path / "tfds"))
@@ -81,6 +93,20 @@ def test_rows_of_a_task_by_name(glue):
         real = row[: row.tolist().index(tokenizer.separator)][1:]
         name = ("unacceptable", "acceptable")[ids[tuple(real.tolist())]]
         assert prepared.names[label] == name
+
+
+def test_the_f1_of_a_task_is_that_of_its_own_second_label(glue):
+    data = LabelledText(source="glue/mrpc", length=24, batch=2)
+    prepared = data.prepare(vocabulary=80)
+    assert prepared.names == ("not_equivalent", "equivalent")
+    labels = prepared.valid.labels
+    assert sorted(labels.tolist()) == [0, 1, 1, 1]
+    # Three of four pairs mean the same: by saying so of all four, precision is 3/4 and recall 1.
+    same = np.full(4, prepared.names.index("equivalent"))
+    assert label_metrics(labels, same, 2)["f1"] == pytest.approx(6 / 7)
+    assert label_metrics(labels, 1 - same, 2)["f1"] == 0.0
+    assert 'needs data.task "labels"' in next(dataclasses.replace(data, task="tags").problems())
+    assert 'needs data.task "score"' in next(dataclasses.replace(data, source="glue/stsb").problems())
 
 
 def test_a_download_that_fails_is_one_line(glue, monkeypatch):

@@ -166,6 +166,7 @@ def test_fine_tuning_starts_from_the_run_learns_and_stops_early(finished, task, 
     result = run(experiment, tmp_path / "tuned", report=said.append)
     assert result.validation["valid/accuracy"] == 1.0
     assert result.conclusion.values["metrics"] == {"accuracy": 1.0, "f1": 1.0, "matthews": pytest.approx(1.0)}
+    assert "matthews 1.0000 (f1 of 'low')" in result.conclusion.lines[0]
     assert result.step < 400  # no lower loss for two evaluations, or all 400 steps
     taken, new, unused = said[-4:-1]
     assert taken.startswith(f"from {directory} at step")
