@@ -21,6 +21,9 @@ from research.errors import UserError, nearest
 LABELS = "labels.json"
 """File of a run with the names of its classes, in order."""
 
+MORE_SPLITS = {"glue/mnli": {"mismatched": "validation_mismatched"}}
+"""Validation splits that a source has beside its first, by what they are called here."""
+
 
 @dataclasses.dataclass(frozen=True)
 class PreparedLabels:
@@ -32,6 +35,7 @@ class PreparedLabels:
       train: training rows.
       valid: validation rows.
       data: the description.
+      others: more validation rows, measured at the end alone, by name.
     """
 
     tokenizer: MaskingTokenizer
@@ -39,6 +43,7 @@ class PreparedLabels:
     train: LabelledRows
     valid: LabelledRows
     data: LabelledText
+    others: Mapping[str, LabelledRows] = dataclasses.field(default_factory=dict)
 
     def files(self) -> dict[str, str]:
         """Returns what a run must keep to read its text again: contents by file name."""
@@ -60,8 +65,25 @@ class PreparedLabels:
         return LabelledBatches(self.valid, batch=self.data.batch, limit=limit, rows=rows)
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Returns "loss" and, for labels, "accuracy", from a model's sums."""
-        return {name: sums[name] / sums["weight"] for name in ("loss", "accuracy") if name in sums}
+        """Returns validation metrics from a model's sums.
+
+        "loss" and, of labels, "accuracy", of two labels also "f1" (of the second) and "matthews"; of scores
+        "pearson".
+        """
+        weight = sums["weight"]
+        found = {name: sums[name] / weight for name in ("loss", "accuracy") if name in sums}
+        if "right_1" in sums:
+            right, there, called = (sums[name] for name in ("right_1", "class_1", "called_1"))
+            spread = there * (weight - there) * called * (weight - called)
+            found["f1"] = 2 * right / (there + called) if there + called else 0.0
+            found["matthews"] = (right * weight - there * called) / math.sqrt(spread) if spread else 0.0
+        if "products" in sums:
+            x, y = sums["labels"], sums["scores"]
+            spreads = [weight * sums[f"{n}_squared"] - sums[n] ** 2 for n in ("labels", "scores")]
+            varies = min(spreads) > 0
+            covariance = weight * sums["products"] - x * y
+            found["pearson"] = covariance / math.sqrt(spreads[0] * spreads[1]) if varies else 0.0
+        return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +181,7 @@ class LabelledText:
           UserError: a file cannot be read, a label is not among those of the training text, there are more
             or fewer labels than data.classes, or the tokenizer does not fit.
         """
-        train, valid = self._examples()
+        train, valid, *more = self._examples()
         names = self._names(train)
         if self.task != "score" and len(names) != self.classes:
             raise UserError(
@@ -173,17 +195,19 @@ class LabelledText:
                 f"the tokenizer has {made_by.vocabulary} tokens, the model's vocabulary only {vocabulary}; "
                 "a run's tokenizer goes with the run's model: --from RUN"
             )
-        rows = [self._rows(examples, made_by, names) for examples in (train, valid)]
+        rows = [self._rows(examples, made_by, names) for examples in (train, valid, *more)]
         report(f"{len(train):,} training and {len(valid):,} validation examples, {len(names)} labels")
         if truncated := sum(part.truncated for part in rows):
             report(f"{truncated:,} texts are longer than data.length {self.length} tokens, and cut")
-        return PreparedLabels(made_by, names, rows[0], rows[1], self)
+        others = dict(zip(MORE_SPLITS.get(self.source, {}), rows[2:], strict=True))
+        return PreparedLabels(made_by, names, rows[0], rows[1], self, others)
 
-    def _examples(self) -> tuple[list[Example], list[Example]]:
-        """Returns training and validation examples; neither is empty."""
+    def _examples(self) -> list[list[Example]]:
+        """Returns training and validation examples, and those of `MORE_SPLITS`; none are empty."""
         if self.source != "files":
             task = self.source.removeprefix("glue/")
-            found = [list(read_glue(task, split)) for split in ("train", "validation")]
+            more = MORE_SPLITS.get(self.source, {}).values()
+            found = [list(read_glue(task, split)) for split in ("train", "validation", *more)]
         elif self.path is None:
             raise UserError('data.source "files" needs --data.path FILE: a .csv, .tsv or .jsonl')
         else:
@@ -197,10 +221,10 @@ class LabelledText:
                 order = np.random.default_rng(0).permutation(len(found[0]))
                 held_out = math.ceil(self.valid_fraction * len(order))
                 found = [[found[0][i] for i in part] for part in (order[held_out:], order[:held_out])]
-        for purpose, examples in zip(("training", "validation"), found, strict=True):
+        for purpose, examples in zip(("training", "validation"), found, strict=False):
             if not examples:
                 raise UserError(f"there are no examples for {purpose} in {self.path or self.source}")
-        return found[0], found[1]
+        return found
 
     def _names(self, train: list[Example]) -> tuple[str, ...]:
         """Returns the labels in the order of their classes: GLUE's own, or sorted; none for scores."""

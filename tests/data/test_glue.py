@@ -41,9 +41,10 @@ def glue(tmp_path, monkeypatch):
         (raw / "RTE" / f"{split}.tsv").write_text(table(header, *rows))
         header = ("index", "genre", "sentence1", "sentence2", "score")
         (raw / "STS-B" / f"{split}.tsv").write_text(table(header, (0, "news", "A man.", "One man.", "3.800")))
-    for split in ("train", "dev_matched", "dev_mismatched"):
+    hypotheses = {"train": "Is it is it.", "dev_matched": "Is it.", "dev_mismatched": "It is."}
+    for split, hypothesis in hypotheses.items():
         header = ("index", "sentence1", "sentence2", "gold_label")
-        (raw / "MNLI" / f"{split}.tsv").write_text(table(header, (0, "It is.", f"Is {split}.", "neutral")))
+        (raw / "MNLI" / f"{split}.tsv").write_text(table(header, (0, "It is.", hypothesis, "neutral")))
     (raw / "CoLA" / "test.tsv").write_text(table(("index", "sentence"), (0, "It is.")))
     for folder in ("RTE", "STS-B"):
         (raw / folder / "test.tsv").write_text(table(("index", "sentence1", "sentence2"), (0, "It.", "Is.")))
@@ -79,9 +80,14 @@ def test_sentences_pairs_and_scores_are_read_as_tfds_prepares_them(glue, split, 
     assert capsys.readouterr().out == "" and "tensorflow" not in sys.modules
 
 
-def test_the_validation_split_of_mnli_is_the_matched_one(glue):
+def test_mnli_has_a_matched_validation_split_and_a_mismatched_one(glue):
     (one,) = read_glue("mnli", "validation")
-    assert one.texts == ("It is.", "Is dev_matched.") and one.labels == ("neutral",)
+    assert one.texts == ("It is.", "Is it.") and one.labels == ("neutral",)
+    prepared = LabelledText(source="glue/mnli", classes=3, length=40, batch=1).prepare(vocabulary=80)
+    assert list(prepared.others) == ["mismatched"]
+    decode, others = prepared.tokenizer.decode, prepared.others
+    assert decode(prepared.valid.tokens[0]) == "it is. is it."
+    assert decode(others["mismatched"].tokens[0]) == "it is. it is."
 
 
 def test_rows_of_a_task_by_name(glue):
