@@ -63,7 +63,16 @@ class PreparedMaskedText:
         return MaskedBatches(self.valid, VALIDATION, self.kinds, batch=batch, limit=limit, **share)
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Returns "loss" in nats per predicted token, "accuracy", and those of pairs, from a model's sums."""
+        """Returns "loss" in nats per predicted token, "accuracy", and those of pairs, from a model's sums.
+
+        Raises:
+          UserError: there was no token to predict.
+        """
+        if not sums["weight"]:
+            raise UserError(
+                "the validation text has no token that can be hidden: all are special, such as "
+                f"{self.tokenizer.name_of(self.tokenizer.unknown)} for what the vocabulary lacks"
+            )
         found = {name: sums[name] / sums["weight"] for name in ("loss", "accuracy")}
         pairs = (name for name in ("pair_loss", "pair_accuracy") if name in sums)
         return {**found, **{name: sums[name] / sums["pairs"] for name in pairs}}

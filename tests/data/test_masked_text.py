@@ -218,6 +218,22 @@ def test_the_prose_of_python_fills_rows_to_97_percent():
     assert len(prepared.train) > 2000 and len(prepared.valid) > 100
 
 
+def test_text_of_which_nothing_can_be_hidden_is_one_line(tmp_path, tokenizer):
+    # Of one word the vocabulary has nothing: every token is [UNK], which is never hidden.
+    path = tmp_path / "text.txt"
+    path.write_text("0 1 2 3 4 5 6 7 8 9 " * 30)
+    tokenizer.save(tmp_path / "tokenizer.json")
+    data = MaskedText(
+        source="files", path=str(path), split="tail", tokenizer=str(tmp_path / "tokenizer.json"), length=8,
+        batch=2,
+    )  # fmt: skip
+    prepared = data.prepare(vocabulary=150)
+    batches = prepared.valid_batches(process_index=0, process_count=1)
+    weight = sum(float(batches[i]["weights"].sum()) for i in range(len(batches)))
+    with pytest.raises(UserError, match=r"no token that can be hidden: all are special, such as \[UNK\]"):
+        prepared.metrics({"weight": weight, "loss": 0.0, "accuracy": 0.0})
+
+
 def test_one_document_cannot_make_pairs_of_two(tmp_path, documents):
     path = tmp_path / "text.txt"
     path.write_text(" ".join(documents))
