@@ -59,8 +59,8 @@ def read_file(path: str, fields: Fields, split: str | None, *, tags: bool) -> It
       tags: whether text and label are lists of words and their tags (JSON lines only).
 
     Raises:
-      UserError: no such file, one that cannot be read, a record without a field or with a value of the wrong
-        type; names file, line and field.
+      UserError: no such file, one that cannot be read, a record without a field, with a blank one or with a
+        value of the wrong type; names file, line and field.
     """
     file = located(path)
     if not is_file(path):
@@ -112,15 +112,23 @@ def _example(record: Mapping[str, Any], fields: Fields, where: str, *, tags: boo
         for name, value in ((fields.text, words), (fields.label, label)):
             if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
                 raise UserError(f"{where}: field {name!r} is not a list of words")
+            if not value:
+                raise UserError(f"{where}: field {name!r} has no words")
         if len(words) != len(label):
             raise UserError(f"{where}: {len(words)} words and {len(label)} tags")
+        if not all(tag.strip() for tag in label):
+            raise UserError(f"{where}: field {fields.label!r} has a blank tag")
         return Example(tuple(words), tuple(label), where)
     texts = [_field(record, name, where) for name in (fields.text, fields.second) if name is not None]
     for field, value in zip((fields.text, fields.second), texts, strict=False):
         if not isinstance(value, str):
             raise UserError(f"{where}: field {field!r} is a {type(value).__name__}, not text")
+        if not value.strip():
+            raise UserError(f"{where}: field {field!r} is blank")
     if not isinstance(label, (str, int, float)):
         raise UserError(f"{where}: field {fields.label!r} is a {type(label).__name__}, not a label")
+    if not str(label).strip():
+        raise UserError(f"{where}: field {fields.label!r} is blank")
     return Example(tuple(texts), (str(label),), where)
 
 

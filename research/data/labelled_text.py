@@ -290,9 +290,12 @@ class LabelledText:
     def _label(self, label: str, classes: dict[str, int], where: str) -> float:
         if self.task == "score":
             try:
-                return float(label)
+                score = float(label)
             except ValueError:
-                raise UserError(f"{where}: field {self.label!r} is {label!r}, not a number") from None
+                score = math.nan
+            if not math.isfinite(score):
+                raise UserError(f"{where}: field {self.label!r} is {label!r}, not a number")
+            return score
         if label not in classes:
             raise UserError(
                 f"{where}: field {self.label!r} is {label!r}, which no training example has"

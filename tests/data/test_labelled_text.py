@@ -136,6 +136,26 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path, change, message):
         data.prepare(vocabulary=120)
 
 
+@pytest.mark.parametrize(
+    ("task", "record", "message"),
+    [
+        ("score", {"text": "a", "label": float("nan")}, "field 'label' is 'nan', not a number"),
+        ("score", {"text": "a", "label": "inf"}, "field 'label' is 'inf', not a number"),
+        ("labels", {"text": "a", "label": " "}, "field 'label' is blank"),
+        ("labels", {"text": " \t", "label": "b"}, "field 'text' is blank"),
+        ("tags", {"text": ["a"], "label": [""]}, "field 'label' has a blank tag"),
+        ("tags", {"text": [], "label": []}, "field 'text' has no words"),
+    ],
+)
+def test_what_says_nothing_is_no_text_and_no_label(tmp_path, task, record, message):
+    fine = {"score": ("a", 0.5), "labels": ("a", "b"), "tags": (["a"], ["b"])}[task]
+    path = tmp_path / "data.jsonl"
+    path.write_text("\n".join(map(json.dumps, [dict(zip(("text", "label"), fine, strict=True)), record])))
+    data = LabelledText(path=str(path), valid_path=str(path), task=task, classes=1, batch=1)
+    with pytest.raises(UserError, match=rf"data.jsonl, line 2: {message}"):
+        data.prepare(vocabulary=80)
+
+
 def test_a_spreadsheets_mark_is_no_part_of_the_first_field_and_an_endless_field_is_an_error(tmp_path):
     path = write(tmp_path / "data.csv", ROWS)
     plain = LabelledText(path=path, valid_path=path, batch=2).prepare(vocabulary=120)
