@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import lzma
 from types import SimpleNamespace
@@ -105,6 +106,11 @@ def test_files_are_read_plain_and_compressed_and_published_rows_beside_them(tmp_
     (tmp_path / "models_summary.jsonl").write_text("\n".join(map(json.dumps, summary)))
     assert published(tmp_path / "pairs.jsonl.xz", [one]) == {"gpt2": {"syntax": 0.9, "mean": 0.9}}
     assert read_pairs(tmp_path) == [one, one]  # the summary has no pairs
+    (tmp_path / "pairs.jsonl").unlink()
+    assert read_pairs(tmp_path) == [one]  # in BLiMP's directory they are compressed
+    with gzip.open(tmp_path / "more.jsonl.gz", "wt") as file:
+        file.write(json.dumps({**RECORD, "UID": "more"}))
+    assert [pair.paradigm for pair in read_pairs(tmp_path)] == ["more", "order"]
 
 
 @pytest.mark.parametrize(
