@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 from research.attention.masks import Tokens
+from research.data.masked_text import MaskedText
+from research.data.wordpiece import MaskingTokenizer
 from research.errors import UserError
 from research.evaluation import minimal_pairs
 from research.evaluation.minimal_pairs import (
@@ -25,6 +27,7 @@ from research.evaluation.minimal_pairs import (
 )
 from research.models.bert import BERT
 from research.models.gpt import GPT
+from research.training import grammar
 from research.training.grammar import causal_score, masked_score
 
 MASK = 4
@@ -80,6 +83,22 @@ def test_log_likelihood_is_that_of_a_loop_one_token_at_a_time():
         expected.append(sum(scores[at, ids[at + 1]] for at in range(len(ids) - 1)))
     found = log_likelihoods(causal_score(run), SEQUENCES, print)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_a_pair_of_which_too_little_is_read_is_refused_and_other_cuts_are_counted(tmp_path):
+    run = trained(BERT(vocabulary=64, context=5, layers=1, width=16, heads=2, dropout=0.0, depth="unroll"))
+    run.tokenizer = MaskingTokenizer.train(["a b c d e"] * 3, 64)
+    run.experiment.data, run.directory, run.step = MaskedText(), tmp_path, 1
+    file, said = tmp_path / "pairs.jsonl", []
+    pairs = [("a b", "b a"), ("a b c d", "b a c d"), ("e e e e", "e e e e")]
+    records = [{**RECORD, "sentence_good": good, "sentence_bad": bad} for good, bad in pairs]
+    file.write_text("\n".join(map(json.dumps, records)))
+    assert grammar.evaluate(run, str(file), report=said.append)["truncated"] == 3
+    assert "3 sentences are longer than the model's context, and cut" in said
+    records[1] |= {"sentence_good": "a b c d", "sentence_bad": "a b c e"}
+    file.write_text("\n".join(map(json.dumps, records)))
+    with pytest.raises(UserError, match=r"order: 'a b c d' and 'a b c e' differ only behind the 5 tokens"):
+        grammar.evaluate(run, str(file), report=said.append)
 
 
 def test_accuracies_are_means_over_paradigms_and_ties_are_wrong():
