@@ -197,10 +197,39 @@ class LabelledText:
             )
         rows = [self._rows(examples, made_by, names) for examples in (train, valid, *more)]
         report(f"{len(train):,} training and {len(valid):,} validation examples, {len(names)} labels")
-        if truncated := sum(part.truncated for part in rows):
-            report(f"{truncated:,} texts are longer than data.length {self.length} tokens, and cut")
+        self._report_cut(sum(part.truncated for part in rows), report)
         others = dict(zip(MORE_SPLITS.get(self.source, {}), rows[2:], strict=True))
         return PreparedLabels(made_by, names, rows[0], rows[1], self, others)
+
+    def rows_of_file(
+        self, tokenizer: MaskingTokenizer, names: tuple[str, ...], report: Callable[[str], None]
+    ) -> LabelledRows:
+        """Returns the examples of ``path`` (with split_field, those of valid_split) as rows, to be measured.
+
+        Args:
+          tokenizer: a run's.
+          names: the run's labels, in the order of their classes; empty for scores.
+          report: receives how many texts were cut.
+
+        Raises:
+          UserError: the file cannot be read, has no examples, or a label that is not among ``names``.
+        """
+        assert self.path is not None
+        split = None if self.split_field is None else self.valid_split
+        examples = list(read_file(self.path, self._fields, split, tags=self.task == "tags"))
+        if not examples:
+            raise UserError(f"there are no examples in {self.path}")
+        rows = self._rows(examples, tokenizer, names)
+        self._report_cut(rows.truncated, report)
+        return rows
+
+    @property
+    def _fields(self) -> Fields:
+        return Fields(self.text, self.second, self.label, self.split_field)
+
+    def _report_cut(self, truncated: int, report: Callable[[str], None]) -> None:
+        if truncated:
+            report(f"{truncated:,} texts are longer than data.length {self.length} tokens, and cut")
 
     def _examples(self) -> list[list[Example]]:
         """Returns training and validation examples, and those of `MORE_SPLITS`; none are empty."""
@@ -211,8 +240,7 @@ class LabelledText:
         elif self.path is None:
             raise UserError('data.source "files" needs --data.path FILE: a .csv, .tsv or .jsonl')
         else:
-            fields = Fields(self.text, self.second, self.label, self.split_field)
-            path, tags = self.path, self.task == "tags"
+            fields, path, tags = self._fields, self.path, self.task == "tags"
             found = [list(read_file(path, fields, self.train_split, tags=tags))]
             if self.valid_path is not None or self.split_field is not None:
                 other = self.valid_path or path

@@ -8,14 +8,16 @@ from typing import Any
 import jax
 import numpy as np
 
+from research.data.files import read_json
 from research.data.labelled_rows import LabelledBatches, LabelledRows
-from research.data.labelled_text import PreparedLabels
+from research.data.labelled_text import LABELS, LabelledText, PreparedLabels
 from research.evaluation.classification import correlations, label_metrics
 from research.objectives.classification import Classification
 from research.scale.hosts import whole
 from research.training.conclusion import Conclusion
 from research.training.experiment import Experiment
 from research.training.program import Functions
+from research.training.trained import Trained
 
 
 def conclude(
@@ -39,6 +41,24 @@ def conclude(
         found |= {f"{name}/{metric}": value for metric, value in more.items()}
         lines.append(f"{name} validation: {line}")
     return Conclusion({"metrics": found}, tuple(lines), ("show {run}",))
+
+
+def evaluate(trained: Trained, data: LabelledText, *, report: Callable[[str], None]) -> dict[str, Any]:
+    """Returns what ``conclude`` measures, of a file; "summary" is the same for a reader.
+
+    Args:
+      trained: a run of a classifier.
+      data: the description of the file, at its path.
+      report: receives messages.
+
+    Raises:
+      UserError: the file cannot be read, or has a label that the run does not know.
+    """
+    names = tuple(read_json(trained.directory.path / LABELS))
+    rows = data.rows_of_file(trained.tokenizer, names, report)
+    found, line = _measured(trained.experiment, trained.params, rows, names)
+    run = {"run": str(trained.directory), "step": trained.step, "examples": len(rows)}
+    return {**run, "metrics": found, "summary": line}
 
 
 def _measured(
