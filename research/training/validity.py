@@ -207,13 +207,15 @@ def _out_of_range(description: Any, prefix: str) -> Iterator[str]:
 
 def _packing_problems(experiment: Experiment) -> Iterator[str]:
     attention, data = getattr(experiment.model, "attention", None), experiment.data
-    if not isinstance(attention, Mechanism) or not isinstance(data, MaskedText) or data.pairs != "none":
+    if not isinstance(attention, Mechanism) or not isinstance(data, MaskedText):
+        return
+    if data.pairs != "none" or not data.packed:
         return
     for mechanism in {type(mechanism): None for mechanism, _ in attention.layers()}:
         if not mechanism.packed:
             yield (
-                f"model.attention {kind(mechanism)!r} reads a row as one document, and data.pairs 'none' "
-                "packs several into one; choose data.pairs 'next' or 'order'"
+                f"model.attention {kind(mechanism)!r} reads a row as one document, and data.packed true puts "
+                "several into one; choose data.packed false"
             )
 
 

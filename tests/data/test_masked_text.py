@@ -76,6 +76,21 @@ def test_every_token_is_in_the_rows_once_and_documents_are_not_mixed(documents, 
             assert any(document[: len(piece)] == piece for piece in pieces if len(piece) > LENGTH // 2)
 
 
+def test_without_packing_a_row_is_one_piece_and_padding(documents, tokenizer, text, packed):
+    rows = PackedRows.of(text, tokenizer, LENGTH, packed=False)
+    sizes = (rows.segments > 0).sum(1)
+    assert rows.segments.max() == 1 and len(rows) == sum(map(int, packed.segments.max(1)))
+    for row, size in zip(rows.tokens, sizes, strict=True):
+        assert row[0] == tokenizer.first and row[size - 1] == tokenizer.separator
+        assert (row[size:] == tokenizer.padding).all()
+    whole = [tokenizer.encode(document) for document in documents]
+    assert sizes.sum() - 2 * len(rows) == sum(map(len, whole))
+    assert rows.fill == pytest.approx(sizes.sum() / rows.tokens.size) and rows.fill < packed.fill
+    assert list(MaskedText(packed=False, pairs="order").problems()) == [
+        'data.pairs "order" has rows of its own: leave out data.packed false'
+    ]
+
+
 def test_sentences_can_be_read_alone(documents, tokenizer, text):
     rows = PackedRows.of(text.alone(), tokenizer, LENGTH)
     found = [

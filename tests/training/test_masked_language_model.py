@@ -10,7 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from research.attention.positions import Rotary
+from research.attention.low_rank import Linformer
+from research.attention.positions import Learned, Rotary
 from research.cli.main import main
 from research.data.labelled_text import LabelledText
 from research.data.masked_text import MaskedText
@@ -129,6 +130,15 @@ def test_minimal_pairs_on_the_command_line(finished, tmp_path, capsys):
     assert main(["evaluate", str(finished[0]), "--task", "blmp", "--data.path", str(file)]) == 2
     assert main(["evaluate", str(finished[0]), "--task", "blimp"]) == 2
     assert "needs --data.path" in capsys.readouterr().err
+
+
+def test_attention_that_reads_a_row_as_one_document_trains_on_rows_that_are_not_packed(described, tmp_path):
+    model = dataclasses.replace(described.model, context=24, attention=Linformer(rank=4), positions=Learned())
+    data = dataclasses.replace(described.data, packed=False)
+    experiment = dataclasses.replace(described, model=model, data=data, steps=4, baselines=False)
+    result = run(experiment, tmp_path / "run")
+    assert np.isfinite(result.validation["valid/loss"]) and result.step == 4
+    assert "real tokens in rows of one piece" in result.conclusion.lines[-1]
 
 
 def test_evaluating_its_own_text(finished, capsys):

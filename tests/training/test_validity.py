@@ -153,11 +153,12 @@ def test_every_number_has_a_range():
 
 def test_a_mechanism_that_reads_a_row_as_one_document_needs_such_rows():
     model = BERT(width=192, heads=3, attention=Linformer())
-    for pairs, refused in (("none", True), ("next", False)):
-        experiment = Experiment(name="x", model=model, data=MaskedText(pairs=pairs), objective=MaskedLM())
+    refusals = {MaskedText(): True, MaskedText(packed=False): False, MaskedText(pairs="next"): False}
+    for data, refused in refusals.items():
+        experiment = Experiment(name="x", model=model, data=data, objective=MaskedLM())
         try:
             validate(experiment)
         except UserError as error:
-            assert refused and "choose data.pairs 'next' or 'order'" in str(error)
+            assert refused and "choose data.packed false" in str(error)
         else:
             assert not refused
