@@ -14,7 +14,7 @@ from research.training.experiment import Experiment
 from research.training.validity import validate
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
-OTHERS = ("pretraining_pays", "ladder")
+OTHERS = ("pretraining_pays", "glue_seeds", "ladder")
 """Files that need a run, or are scripts."""
 
 
@@ -45,6 +45,21 @@ def test_the_published_transformers_have_the_published_learning_rate(size):
 def test_the_combinations_of_an_ablation_hold_together(file):
     assert len(rows(dataclasses.replace(load_ablation(file), matched=()))) > 1
     assert f"headway ablate {file.relative_to(EXPERIMENTS.parent)}" in file.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("task", "quality"),
+    [("cola", "metrics/matthews"), ("stsb", "metrics/pearson"), ("mnli", "metrics/accuracy")],
+)
+def test_a_task_of_glue_is_measured_with_three_seeds(tmp_path, monkeypatch, task, quality):
+    experiment = load_experiment(EXPERIMENTS / "bert" / "quickstart.py")
+    (tmp_path / "experiment.json").write_text(json.dumps(to_json(experiment)))
+    monkeypatch.setenv("RUN", str(tmp_path))
+    monkeypatch.setenv("TASK", task)
+    ablation = load_ablation(EXPERIMENTS / "bert" / "glue_seeds.py")
+    assert len(rows(ablation)) == 2 and ablation.seeds == (0, 1, 2)
+    assert ablation.quality == quality and ablation.higher_is_better
+    assert ablation.base.data.source == f"glue/{task}"
 
 
 def test_pretraining_pays_starts_from_any_masked_language_model(tmp_path, monkeypatch):

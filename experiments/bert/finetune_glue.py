@@ -3,9 +3,9 @@
     headway train experiments/bert/finetune_glue.py --from RUN --data.source glue/cola
 
 Tasks: cola, sst2, mrpc, qqp, mnli (--data.classes 3 --model.classes 3), qnli, rte, wnli, and stsb
-(--data.task score --data.classes 1 --model.classes 1 --evaluation.best loss). At the end it prints accuracy,
-F1 and the Matthews correlation of the validation split, or Pearson's and Spearman's correlation. Several
-seeds: an ablation with this experiment as its base. Not run by us: the data set is downloaded.
+(--data.task score --data.classes 1 --model.classes 1 --evaluation.best pearson). At the end it prints
+accuracy, F1 and the Matthews correlation of the validation split (of MNLI's mismatched one too), or Pearson's
+and Spearman's correlation. Several seeds: glue_seeds.py. Not run by us: the data set is downloaded.
 """
 
 from research.data.labelled_text import LabelledText

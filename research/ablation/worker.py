@@ -71,10 +71,14 @@ def run(directory: Path, task: dict[str, Any]) -> dict[str, Any]:
     trained = load(directory / RUN, "newest")
     rates = [row["tokens_per_second"] for row in trained.directory.rows() if "tokens_per_second" in row]
     shapes = {name: shape for name, (shape, _) in experiment.data.shapes().items()}
-    tests = result.conclusion.values.get("tests", {})
+    values = result.conclusion.values
     return {
-        "metrics": {**result.validation, **{f"test/{name}": value for name, value in tests.items()}},
-        "baselines": result.conclusion.values.get("baselines", {}),
+        "metrics": {
+            **result.validation,
+            **{f"test/{name}": value for name, value in values.get("tests", {}).items()},
+            **{f"metrics/{name}": value for name, value in values.get("metrics", {}).items()},
+        },
+        "baselines": values.get("baselines", {}),
         "steps": result.step,
         "seconds": result.seconds,
         "tokens_per_second": statistics.median(rates) if rates else None,

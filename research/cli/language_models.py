@@ -22,9 +22,10 @@ _TASKS = ("alignment", "blimp")
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
     """Measures a run: a language model on its validation text, or on all of another text (--data.path P; with
-    --data.split documents or tail, on the part of it that training would hold out); a translation model on
-    its test sets, or on two files (--data.source S --data.target T). With --task blimp, a language model on
-    minimal pairs (--data.path FILE). With --task alignment, links of words."""
+    --data.split documents or tail, on the part of it that training would hold out); a classifier on a file of
+    labelled text (--data.path FILE); a translation model on its test sets, or on two files (--data.source S
+    --data.target T). With --task blimp, a language model on minimal pairs (--data.path FILE). With --task
+    alignment, links of words."""
 
     task: str | None = None
     """"blimp": the share of minimal pairs whose grammatical sentence the model finds likelier. "alignment":
@@ -77,6 +78,7 @@ class Sample:
 
 def evaluate(target: str, options: Evaluate, overrides: Mapping[str, str]) -> None:
     """Prints how well a run predicts text, or translates."""
+    from research.data.labelled_text import LabelledText
     from research.data.masked_text import MaskedText
     from research.data.text import TextData
     from research.inference.beam import Beam
@@ -113,15 +115,23 @@ def evaluate(target: str, options: Evaluate, overrides: Mapping[str, str]) -> No
         _evaluate_recall(trained, overrides, as_json=options.json)
         return
     learned_from = trained.experiment.data
-    if not isinstance(learned_from, (TextData, MaskedText)):
+    if not isinstance(learned_from, (TextData, MaskedText, LabelledText)):
         raise UserError(
             f"evaluate: {target} learned from {kind(type(learned_from))!r}, which it is measured on as it "
             "trains"
+        )
+    if isinstance(learned_from, LabelledText) and "data.path" not in overrides:
+        raise UserError(
+            f"evaluate: {target} was measured on its validation text when it had been trained; another file "
+            "of the same fields: --data.path FILE"
         )
     whole = "data.path" in overrides and "data.split" not in overrides
     if "data.path" in overrides:
         overrides = {"data.source": "files", **overrides}
     data = override(trained.experiment, overrides).data
+    if isinstance(data, LabelledText):
+        masked_language_models.evaluate_labels(trained, data, as_json=options.json)
+        return
     if isinstance(data, MaskedText):
         masked_language_models.evaluate(trained, data, whole=whole, as_json=options.json)
         return

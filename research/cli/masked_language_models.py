@@ -11,6 +11,7 @@ from research.cli.command import message
 from research.errors import UserError
 
 if TYPE_CHECKING:
+    from research.data.labelled_text import LabelledText
     from research.data.masked_text import MaskedText
     from research.training.trained import Trained
 
@@ -63,6 +64,19 @@ def evaluate(trained: Trained, data: MaskedText, *, whole: bool, as_json: bool) 
         f"  {found['accuracy']:.2%} of {found['gaps']:,} masked tokens filled right, "
         f"{found['loss']:.4f} nats per masked token"
     )
+
+
+def evaluate_labels(trained: Trained, data: LabelledText, *, as_json: bool) -> None:
+    """Prints how well a classifier does on the labelled text of a file."""
+    from research.training import classification
+
+    found = classification.evaluate(trained, data, report=message)
+    summary = found.pop("summary")
+    if as_json:
+        print(json.dumps(found))
+        return
+    print(f"{found['run']} at step {found['step']}, on {found['examples']:,} examples of {data.path}:")
+    print(f"  {summary}")
 
 
 def evaluate_pairs(trained: Trained, overrides: Mapping[str, str], *, as_json: bool) -> None:

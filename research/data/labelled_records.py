@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +59,8 @@ def read_file(path: str, fields: Fields, split: str | None, *, tags: bool) -> It
       tags: whether text and label are lists of words and their tags (JSON lines only).
 
     Raises:
-      UserError: no such file, one that cannot be read, a record without a field or with a value of the wrong
-        type; names file, line and field.
+      UserError: no such file, one that cannot be read, a record without a field, with a blank one or with a
+        value of the wrong type; names file, line and field.
     """
     file = located(path)
     if not is_file(path):
@@ -112,15 +112,23 @@ def _example(record: Mapping[str, Any], fields: Fields, where: str, *, tags: boo
         for name, value in ((fields.text, words), (fields.label, label)):
             if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
                 raise UserError(f"{where}: field {name!r} is not a list of words")
+            if not value:
+                raise UserError(f"{where}: field {name!r} has no words")
         if len(words) != len(label):
             raise UserError(f"{where}: {len(words)} words and {len(label)} tags")
+        if not all(tag.strip() for tag in label):
+            raise UserError(f"{where}: field {fields.label!r} has a blank tag")
         return Example(tuple(words), tuple(label), where)
     texts = [_field(record, name, where) for name in (fields.text, fields.second) if name is not None]
     for field, value in zip((fields.text, fields.second), texts, strict=False):
         if not isinstance(value, str):
             raise UserError(f"{where}: field {field!r} is a {type(value).__name__}, not text")
+        if not value.strip():
+            raise UserError(f"{where}: field {field!r} is blank")
     if not isinstance(label, (str, int, float)):
         raise UserError(f"{where}: field {fields.label!r} is a {type(label).__name__}, not a label")
+    if not str(label).strip():
+        raise UserError(f"{where}: field {fields.label!r} is blank")
     return Example(tuple(texts), (str(label),), where)
 
 
@@ -130,23 +138,34 @@ def read_glue(name: str, split: str) -> Iterator[Example]:
     Raises:
       UserError: no such task, or it cannot be prepared.
     """
-    from research.data.builder import named_builder, prepare  # TFDS takes half a second to import
+    from research.data.builder import prepare  # TFDS takes half a second to import
 
-    if name not in GLUE:
-        raise UserError(f"GLUE has no task {name!r}{nearest(name, GLUE)}")
-    builder = named_builder(f"glue/{name}")
+    builder = _glue(name)
     prepare(builder, f"glue/{name}")
     if name == "mnli" and split == "validation":
         split = "validation_matched"
-    return examples_of(builder.as_data_source(split), builder.info.features, name, split)
-
-
-def examples_of(records: Iterable[Any], features: Any, name: str, split: str) -> Iterator[Example]:
-    """Yields the examples of records in the format of TFDS's GLUE: labels by name, scores as numbers."""
-    text, second = GLUE[name]
-    names = getattr(features["label"], "names", None)
-    for number, record in enumerate(records):
+    names = glue_labels(name)
+    fields = [field for field in GLUE[name] if field is not None]
+    for number, record in enumerate(builder.as_data_source(split)):
         label = record["label"]
-        texts = tuple(record[field].decode("utf-8") for field in (text, second) if field is not None)
+        texts = tuple(record[field].decode("utf-8") for field in fields)
         written = names[int(label)] if names else repr(float(label))
         yield Example(texts, (written,), f"glue/{name} {split}, example {number}")
+
+
+def glue_labels(name: str) -> tuple[str, ...]:
+    """Returns the labels of a GLUE task in its own order (F1 is of the second of two); empty for scores.
+
+    Raises:
+      UserError: no such task.
+    """
+    return tuple(getattr(_glue(name).info.features["label"], "names", ()))
+
+
+def _glue(name: str) -> Any:
+    """Returns TFDS's builder of a task."""
+    from research.data.builder import named_builder
+
+    if name not in GLUE:
+        raise UserError(f"GLUE has no task {name!r}{nearest(name, GLUE)}")
+    return named_builder(f"glue/{name}")

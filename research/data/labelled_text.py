@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from research.data.labelled_records import GLUE, Example, Fields, read_file, read_glue
+from research.data.labelled_records import GLUE, Example, Fields, glue_labels, read_file, read_glue
 from research.data.labelled_rows import LabelledBatches, LabelledRows, LabelledSource
 from research.data.object_store import is_file
 from research.data.packing import endless, share_of_process
@@ -20,6 +20,9 @@ from research.errors import UserError, nearest
 
 LABELS = "labels.json"
 """File of a run with the names of its classes, in order."""
+
+MORE_SPLITS = {"glue/mnli": {"mismatched": "validation_mismatched"}}
+"""Validation splits that a source has beside its first, by what they are called here."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +35,7 @@ class PreparedLabels:
       train: training rows.
       valid: validation rows.
       data: the description.
+      others: more validation rows, measured at the end alone, by name.
     """
 
     tokenizer: MaskingTokenizer
@@ -39,6 +43,7 @@ class PreparedLabels:
     train: LabelledRows
     valid: LabelledRows
     data: LabelledText
+    others: Mapping[str, LabelledRows] = dataclasses.field(default_factory=dict)
 
     def files(self) -> dict[str, str]:
         """Returns what a run must keep to read its text again: contents by file name."""
@@ -60,8 +65,25 @@ class PreparedLabels:
         return LabelledBatches(self.valid, batch=self.data.batch, limit=limit, rows=rows)
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Returns "loss" and, for labels, "accuracy", from a model's sums."""
-        return {name: sums[name] / sums["weight"] for name in ("loss", "accuracy") if name in sums}
+        """Returns validation metrics from a model's sums.
+
+        "loss" and, of labels, "accuracy", of two labels also "f1" (of the second) and "matthews"; of scores
+        "pearson".
+        """
+        weight = sums["weight"]
+        found = {name: sums[name] / weight for name in ("loss", "accuracy") if name in sums}
+        if "right_1" in sums:
+            right, there, called = (sums[name] for name in ("right_1", "class_1", "called_1"))
+            spread = there * (weight - there) * called * (weight - called)
+            found["f1"] = 2 * right / (there + called) if there + called else 0.0
+            found["matthews"] = (right * weight - there * called) / math.sqrt(spread) if spread else 0.0
+        if "products" in sums:
+            x, y = sums["labels"], sums["scores"]
+            spreads = [weight * sums[f"{n}_squared"] - sums[n] ** 2 for n in ("labels", "scores")]
+            varies = min(spreads) > 0
+            covariance = weight * sums["products"] - x * y
+            found["pearson"] = covariance / math.sqrt(spreads[0] * spreads[1]) if varies else 0.0
+        return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,6 +152,10 @@ class LabelledText:
                     f"data.{name} is for data.source 'files', not for {self.source!r}; "
                     "add --data.source files"
                 )
+        if self.source != "files" and task in GLUE:
+            right = "score" if task == "stsb" else "labels"
+            if self.task != right:
+                yield f'data.source {self.source!r} needs data.task "{right}", not "{self.task}"'
         if self.task == "score" and self.classes != 1:
             yield f'data.task "score" needs data.classes 1, not {self.classes}'
         if self.task == "tags" and self.second is not None:
@@ -155,8 +181,8 @@ class LabelledText:
           UserError: a file cannot be read, a label is not among those of the training text, there are more
             or fewer labels than data.classes, or the tokenizer does not fit.
         """
-        train, valid = self._examples()
-        names = () if self.task == "score" else tuple(sorted({x for e in train for x in e.labels}))
+        train, valid, *more = self._examples()
+        names = self._names(train)
         if self.task != "score" and len(names) != self.classes:
             raise UserError(
                 f"the training text has {len(names)} different labels, data.classes is {self.classes}; "
@@ -169,22 +195,52 @@ class LabelledText:
                 f"the tokenizer has {made_by.vocabulary} tokens, the model's vocabulary only {vocabulary}; "
                 "a run's tokenizer goes with the run's model: --from RUN"
             )
-        rows = [self._rows(examples, made_by, names) for examples in (train, valid)]
+        rows = [self._rows(examples, made_by, names) for examples in (train, valid, *more)]
         report(f"{len(train):,} training and {len(valid):,} validation examples, {len(names)} labels")
-        if truncated := sum(part.truncated for part in rows):
-            report(f"{truncated:,} texts are longer than data.length {self.length} tokens, and cut")
-        return PreparedLabels(made_by, names, rows[0], rows[1], self)
+        self._report_cut(sum(part.truncated for part in rows), report)
+        others = dict(zip(MORE_SPLITS.get(self.source, {}), rows[2:], strict=True))
+        return PreparedLabels(made_by, names, rows[0], rows[1], self, others)
 
-    def _examples(self) -> tuple[list[Example], list[Example]]:
-        """Returns training and validation examples; neither is empty."""
+    def rows_of_file(
+        self, tokenizer: MaskingTokenizer, names: tuple[str, ...], report: Callable[[str], None]
+    ) -> LabelledRows:
+        """Returns the examples of ``path`` (with split_field, those of valid_split) as rows, to be measured.
+
+        Args:
+          tokenizer: a run's.
+          names: the run's labels, in the order of their classes; empty for scores.
+          report: receives how many texts were cut.
+
+        Raises:
+          UserError: the file cannot be read, has no examples, or a label that is not among ``names``.
+        """
+        assert self.path is not None
+        split = None if self.split_field is None else self.valid_split
+        examples = list(read_file(self.path, self._fields, split, tags=self.task == "tags"))
+        if not examples:
+            raise UserError(f"there are no examples in {self.path}")
+        rows = self._rows(examples, tokenizer, names)
+        self._report_cut(rows.truncated, report)
+        return rows
+
+    @property
+    def _fields(self) -> Fields:
+        return Fields(self.text, self.second, self.label, self.split_field)
+
+    def _report_cut(self, truncated: int, report: Callable[[str], None]) -> None:
+        if truncated:
+            report(f"{truncated:,} texts are longer than data.length {self.length} tokens, and cut")
+
+    def _examples(self) -> list[list[Example]]:
+        """Returns training and validation examples, and those of `MORE_SPLITS`; none are empty."""
         if self.source != "files":
             task = self.source.removeprefix("glue/")
-            found = [list(read_glue(task, split)) for split in ("train", "validation")]
+            more = MORE_SPLITS.get(self.source, {}).values()
+            found = [list(read_glue(task, split)) for split in ("train", "validation", *more)]
         elif self.path is None:
             raise UserError('data.source "files" needs --data.path FILE: a .csv, .tsv or .jsonl')
         else:
-            fields = Fields(self.text, self.second, self.label, self.split_field)
-            path, tags = self.path, self.task == "tags"
+            fields, path, tags = self._fields, self.path, self.task == "tags"
             found = [list(read_file(path, fields, self.train_split, tags=tags))]
             if self.valid_path is not None or self.split_field is not None:
                 other = self.valid_path or path
@@ -193,10 +249,18 @@ class LabelledText:
                 order = np.random.default_rng(0).permutation(len(found[0]))
                 held_out = math.ceil(self.valid_fraction * len(order))
                 found = [[found[0][i] for i in part] for part in (order[held_out:], order[:held_out])]
-        for purpose, examples in zip(("training", "validation"), found, strict=True):
+        for purpose, examples in zip(("training", "validation"), found, strict=False):
             if not examples:
                 raise UserError(f"there are no examples for {purpose} in {self.path or self.source}")
-        return found[0], found[1]
+        return found
+
+    def _names(self, train: list[Example]) -> tuple[str, ...]:
+        """Returns the labels in the order of their classes: GLUE's own, or sorted; none for scores."""
+        if self.task == "score":
+            return ()
+        if self.source != "files":
+            return glue_labels(self.source.removeprefix("glue/"))
+        return tuple(sorted({label for example in train for label in example.labels}))
 
     def _part(self, examples: list[Example]) -> list[Example]:
         """Returns ``train_fraction`` of the examples of each label, rounded up."""
@@ -254,9 +318,12 @@ class LabelledText:
     def _label(self, label: str, classes: dict[str, int], where: str) -> float:
         if self.task == "score":
             try:
-                return float(label)
+                score = float(label)
             except ValueError:
-                raise UserError(f"{where}: field {self.label!r} is {label!r}, not a number") from None
+                score = math.nan
+            if not math.isfinite(score):
+                raise UserError(f"{where}: field {self.label!r} is {label!r}, not a number")
+            return score
         if label not in classes:
             raise UserError(
                 f"{where}: field {self.label!r} is {label!r}, which no training example has"

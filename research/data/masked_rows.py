@@ -46,13 +46,15 @@ class PackedRows:
     fill: float
 
     @classmethod
-    def of(cls, text: Sentences, tokenizer: MaskingTokenizer, length: int) -> PackedRows:
-        """Packs documents into rows of ``length``; UserError if there is no text."""
+    def of(
+        cls, text: Sentences, tokenizer: MaskingTokenizer, length: int, *, packed: bool = True
+    ) -> PackedRows:
+        """Packs documents into rows of ``length``, or lays one piece in each; UserError without any text."""
         pieces = np.array(list(text.pieces(length - 2, tokenizer.continues)), np.int64)
         if not len(pieces):
             raise UserError("there is no text: nothing but white space")
         sizes = pieces[:, 1] - pieces[:, 0] + 2
-        rows = pack(sizes, length)
+        rows = pack(sizes, length) if packed else [[piece] for piece in range(len(pieces))]
         tokens = np.full((len(rows), length), tokenizer.padding, text.tokens.dtype)
         segments = np.zeros((len(rows), length), np.uint16)
         for row, members in enumerate(rows):

@@ -63,7 +63,16 @@ class PreparedMaskedText:
         return MaskedBatches(self.valid, VALIDATION, self.kinds, batch=batch, limit=limit, **share)
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Returns "loss" in nats per predicted token, "accuracy", and those of pairs, from a model's sums."""
+        """Returns "loss" in nats per predicted token, "accuracy", and those of pairs, from a model's sums.
+
+        Raises:
+          UserError: there was no token to predict.
+        """
+        if not sums["weight"]:
+            raise UserError(
+                "the validation text has no token that can be hidden: all are special, such as "
+                f"{self.tokenizer.name_of(self.tokenizer.unknown)} for what the vocabulary lacks"
+            )
         found = {name: sums[name] / sums["weight"] for name in ("loss", "accuracy")}
         pairs = (name for name in ("pair_loss", "pair_accuracy") if name in sums)
         return {**found, **{name: sums[name] / sums["pairs"] for name in pairs}}
@@ -74,7 +83,8 @@ class MaskedText(HeldOutText):
     """Text, how it is cut into rows of tokens, and which of them are predicted.
 
     Rows are packed: each holds one or more pieces, [CLS] piece [SEP], each read alone; a piece is a document
-    or a sentence, or as much of one as a row holds. With pairs, a row is [CLS] a [SEP] b [SEP].
+    or a sentence, or as much of one as a row holds. Without packing each holds one piece, and padding. With
+    pairs, a row is [CLS] a [SEP] b [SEP].
     """
 
     tokenizer: str = "wordpiece"
@@ -87,6 +97,8 @@ class MaskedText(HeldOutText):
     """Rows in a step, over all devices."""
     pieces: Literal["documents", "sentences"] = "documents"
     """What is read alone. Sentences: for a model that will be asked about single ones."""
+    packed: bool = True
+    """Whether pieces share rows; not for attention that reads a row as one document."""
     rate: float = 0.15
     """Share of the tokens of a row that are predicted; validation always has 0.15."""
     unit: Literal["tokens", "words", "spans"] = "tokens"
@@ -130,6 +142,8 @@ class MaskedText(HeldOutText):
             yield f"data.masked {self.masked:g} and data.random {self.random:g} together are more than 1"
         if self.pairs != "none" and self.pieces != "documents":
             yield f'data.pairs "{self.pairs}" are made of documents: leave out data.pieces "{self.pieces}"'
+        if self.pairs != "none" and not self.packed:
+            yield f'data.pairs "{self.pairs}" has rows of its own: leave out data.packed false'
         if self.length < 8:
             yield f"data.length is {self.length}; it should be at least 8"
 
@@ -169,10 +183,13 @@ class MaskedText(HeldOutText):
             return PairRows(text, tokenizer, self.length, other=self.pairs == "next")
         if self.pieces == "sentences":
             text = text.alone()
-        key = content_hash("rows", _FORMAT, directory.parent.name, directory.name, self.length, self.pieces)
+        of = [directory.parent.name, directory.name, self.length, self.pieces]
+        key = content_hash("rows", _FORMAT, *of, *([] if self.packed else ["alone"]))
         rows = cache_directory() / "rows" / key
         return PackedRows.open(
-            build_once(rows, lambda d: PackedRows.of(text, tokenizer, self.length).save(d))
+            build_once(
+                rows, lambda d: PackedRows.of(text, tokenizer, self.length, packed=self.packed).save(d)
+            )
         )
 
     def _tokenizer(

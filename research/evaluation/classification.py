@@ -50,11 +50,11 @@ def correlations(
     }
 
 
-def label_metrics(labels: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
+def label_metrics(labels: np.ndarray, predicted: np.ndarray, classes: int) -> dict[str, float]:
     """Returns accuracy, Matthews correlation, and F1 (of class 1 for two classes, else the macro mean)."""
-    two = max(labels.max(), predicted.max()) < 2
+    name, score = ("f1", f1) if classes == 2 else ("macro_f1", macro_f1)
     return {
         "accuracy": accuracy(labels, predicted),
-        "f1" if two else "macro_f1": (f1 if two else macro_f1)(labels, predicted),
+        name: score(labels, predicted),
         "matthews": matthews(labels, predicted),
     }

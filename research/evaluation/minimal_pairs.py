@@ -45,6 +45,8 @@ class Pair:
 def read_pairs(path: str | Path) -> list[Pair]:
     """Returns the pairs of a file of JSON lines (plain, .gz or .xz), or of all .jsonl files in a directory.
 
+    There, published accuracies are left out, and of a file in several forms (.jsonl, .jsonl.xz) one is read.
+
     Raises:
       UserError: no such file, or one that cannot be read; a line that is not JSON or lacks a field; no pairs.
         The message names file, line and field.
@@ -52,7 +54,9 @@ def read_pairs(path: str | Path) -> list[Pair]:
     path = Path(path).expanduser()
     files = [path]
     if path.is_dir():
-        files = sorted(file for file in path.glob("*.jsonl") if file.name != _SUMMARY)
+        forms = [file for suffix in ("", *OPENERS) for file in path.glob(f"*.jsonl{suffix}")]
+        once = {file.name.partition(".jsonl")[0]: file for file in reversed(forms)}
+        files = sorted(file for name, file in once.items() if name != _SUMMARY.removesuffix(".jsonl"))
     if not files or not all(file.is_file() for file in files):
         raise UserError(f"no file of minimal pairs at {path} (--data.path): JSON lines, plain, .gz or .xz")
     pairs = [pair for file in files for pair in _read(file)]

@@ -19,7 +19,9 @@ class Classification:
 
     Batches have ``tokens``, ``positions``, ``segments``, ``types`` [batch, length] int32, ``labels`` (int32
     classes, or float32 scores) and ``weights`` float32, both [batch] or, for words, [batch, length]. Sums:
-    "loss" (nats, or squared error), "weight" (rows or words) and, for labels, "accuracy" (those right).
+    "loss" (nats, or squared error), "weight" (rows or words) and, for labels, "accuracy" (those right). Two
+    labels have the counts that F1 and the Matthews correlation are made of: "class_1", "called_1" and
+    "right_1" (both); scores what Pearson's correlation is: "labels", "scores", their squares and products.
     """
 
     def problems(self, model: Any, data: Any) -> Iterator[str]:
@@ -29,6 +31,8 @@ class Classification:
             yield f'data.task "{data.task}" needs model.per_token {str(data.task == "tags").lower()}'
         if data.task == "score" and model.classes != 1:
             yield f'data.task "score" needs model.classes 1, not {model.classes}'
+        elif data.classes != model.classes:
+            yield f"data.classes {data.classes} and model.classes {model.classes} must agree"
 
     def inputs(self, batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Returns tokens, where they stand, and their types."""
@@ -48,8 +52,21 @@ class Classification:
             if jnp.issubdtype(labels.dtype, jnp.floating):
                 scores = jnp.where(weights > 0, logits[..., 0], labels)
                 error = jnp.square(scores - labels).sum()
-                return error, {"loss": error, **sums}
+                moments = {
+                    "labels": labels,
+                    "scores": scores,
+                    "labels_squared": labels * labels,
+                    "scores_squared": scores * scores,
+                    "products": labels * scores,
+                }
+                of = {name: (values * weights).sum() for name, values in moments.items()}
+                return error, {"loss": error, **sums, **of}
             nats, right = weighted(logits, labels, weights)
-            return nats, {"loss": nats, "accuracy": right, **sums}
+            sums |= {"loss": nats, "accuracy": right}
+            if logits.shape[-1] == 2:
+                one, called = labels == 1, logits.argmax(-1) == 1
+                counts = {"class_1": one, "called_1": called, "right_1": one & called}
+                sums |= {name: jnp.where(of, weights, 0.0).sum() for name, of in counts.items()}
+            return nats, sums
 
         return loss

@@ -71,8 +71,9 @@ class Evaluation:
     """Steps between evaluations; the last step is always evaluated."""
     batches: int | None = None
     """Batches of the validation split to read; default: all of it."""
-    best: Literal["loss", "accuracy"] = "loss"
-    """What makes a checkpoint the best: the lowest loss (bits per byte, of text), or the highest accuracy."""
+    best: Literal["loss", "accuracy", "f1", "matthews", "pearson"] = "loss"
+    """What makes a checkpoint the best: the lowest loss (bits per byte, of text), or the highest accuracy, or
+    of labelled text what else its validation measures: F1 and Matthews of two labels, Pearson of scores."""
     patience: int | None = None
     """Evaluations without a better one after which training ends, with the best checkpoint as its result."""
 

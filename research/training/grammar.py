@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ from research.data.masked_text import MaskedText
 from research.data.text import TextData
 from research.errors import UserError
 from research.evaluation.minimal_pairs import (
+    Pair,
     Score,
     accuracies,
     log_likelihoods,
@@ -36,7 +37,8 @@ def evaluate(trained: Trained, path: str, *, report: Callable[[str], None]) -> d
       report: receives messages.
 
     Raises:
-      UserError: the run is of no language model, or the pairs cannot be read.
+      UserError: the run is of no language model, the pairs cannot be read, or the sentences of one differ
+        only behind what the model reads.
     """
     data = trained.experiment.data
     if not isinstance(data, (TextData, MaskedText)):
@@ -44,8 +46,11 @@ def evaluate(trained: Trained, path: str, *, report: Callable[[str], None]) -> d
     pairs = read_pairs(path)
     sentences = list(dict.fromkeys(text for pair in pairs for text in (pair.good, pair.bad)))
     report(f"scoring {len(pairs):,} pairs: {len(sentences):,} different sentences")
-    sequences, truncated = _sequences(trained, sentences)
-    if truncated:
+    sequences, cut = _sequences(trained, sentences)
+    if truncated := sum(cut):
+        # The tokens of what was cut, the text of what was not: that says what sentences differ in.
+        read = (str(ids) if was else text for text, ids, was in zip(sentences, sequences, cut, strict=True))
+        _check_differ(pairs, dict(zip(sentences, read, strict=True)), trained.experiment.model.context)
         report(f"{truncated:,} sentences are longer than the model's context, and cut")
     scores = _scores(trained, sequences, report)
     of = dict(zip(sentences, scores.tolist(), strict=True))
@@ -60,8 +65,18 @@ def evaluate(trained: Trained, path: str, *, report: Callable[[str], None]) -> d
     }
 
 
-def _sequences(trained: Trained, sentences: Sequence[str]) -> tuple[list[list[int]], int]:
-    """Returns the tokens of sentences as the model expects them, and how many had to be cut."""
+def _check_differ(pairs: Sequence[Pair], read: Mapping[str, str], context: int) -> None:
+    """Raises UserError if the sentences of a pair differ only behind what is read of them."""
+    for pair in pairs:
+        if pair.good != pair.bad and read[pair.good] == read[pair.bad]:
+            raise UserError(
+                f"{pair.paradigm}: {pair.good!r} and {pair.bad!r} differ only behind the {context} tokens "
+                "that the model reads; leave the pair out"
+            )
+
+
+def _sequences(trained: Trained, sentences: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
+    """Returns the tokens of sentences as the model expects them, and which had to be cut."""
     tokenizer, model = trained.tokenizer, trained.experiment.model
     encoded = tokenizer.encode_batch(sentences)
     if isinstance(model, BERT):
@@ -70,7 +85,7 @@ def _sequences(trained: Trained, sentences: Sequence[str]) -> tuple[list[list[in
     else:
         room = model.context - 1
         sequences = [[tokenizer.end_of_text, *ids[:room]] for ids in encoded]
-    return sequences, sum(len(ids) > room for ids in encoded)
+    return sequences, [len(ids) > room for ids in encoded]
 
 
 def _scores(

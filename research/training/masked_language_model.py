@@ -51,7 +51,8 @@ def conclude(
         ]
     if isinstance(prepared.train, PackedRows):
         values["fill"] = prepared.train.fill
-        lines.append(f"real tokens in packed rows: {prepared.train.fill:.2%}")
+        kind = "packed rows" if prepared.data.packed else "rows of one piece"
+        lines.append(f"real tokens in {kind}: {prepared.train.fill:.2%}")
     following = ('fill {run} "The value is ' + prepared.tokenizer.mask_name + '."', "show {run}")
     return Conclusion(values, tuple(lines), following)
 
@@ -70,7 +71,7 @@ def evaluate(
     tokenizer = trained.tokenizer
     if whole:
         texts = (text for _, text in data.texts(data.open(report).get()))
-        rows = PackedRows.of(Sentences.of(texts, tokenizer), tokenizer, data.length)
+        rows = PackedRows.of(Sentences.of(texts, tokenizer), tokenizer, data.length, packed=data.packed)
         prepared = PreparedMaskedText(tokenizer, rows, rows, data)
     else:
         vocabulary = trained.experiment.model.vocabulary

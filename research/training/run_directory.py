@@ -172,16 +172,20 @@ def ranking(metrics: dict[str, float], best: str = "loss") -> float:
       metrics: of the validation.
       best: what makes it the best, as in ``Evaluation``.
     """
-    if best == "accuracy":
-        figure = -metrics.get("valid/accuracy", -math.inf)
+    if best != "loss":
+        figure = -metrics.get(f"valid/{best}", -math.inf)
     else:
         figure = metrics.get("valid/bits_per_byte", metrics.get("valid/loss", math.inf))
     return figure if math.isfinite(figure) else math.inf
 
 
 def higher_is_better(metric: str) -> bool:
-    """Returns whether a metric is a score and not a loss: BLEU is, and accuracies are, on test rows too."""
-    return "accuracy" in metric or "bleu" in metric or metric.startswith("test/")
+    """Returns whether a metric is a score and not a loss: BLEU is, and accuracies are, on test rows too.
+
+    So is all that GLUE measures ("metrics/...").
+    """
+    scores = ("accuracy", "bleu", "f1", "matthews", "pearson")
+    return any(score in metric for score in scores) or metric.startswith(("test/", "metrics/"))
 
 
 def is_run(path: Path | str) -> bool:

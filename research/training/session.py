@@ -76,7 +76,10 @@ def run(
         program = build(experiment, prepared, parts)
         program.batches()
     if experiment.initial is not None:
-        program = dataclasses.replace(program, init=lambda: warm_start(experiment, parts.init(), report))
+        tokenizer = getattr(prepared, "tokenizer", None)
+        program = dataclasses.replace(
+            program, init=lambda: warm_start(experiment, parts.init(), report, tokenizer)
+        )
     with contextlib.ExitStack() as stack:
         with agreed():
             primary = jax.process_index() == 0

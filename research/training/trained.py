@@ -59,13 +59,19 @@ def load(path: str | Path, checkpoint: str = "best", *, codes: bool = False) -> 
       codes: whether kernels that are kept as 8-bit integers stay so (`EightBit`), not float32.
 
     Raises:
-      UserError: no run directory, no such checkpoint, or one that is damaged.
+      UserError: no run directory, no such checkpoint, one that is damaged, or a tokenizer that is not the
+        run's: it has more tokens than the model knows.
     """
     directory = open_run(path)
     experiment = load_experiment(directory.experiment)
     step = directory.checkpoint_step(checkpoint)
     parts = _functions_here(experiment)
-    tokenizer = experiment.data.load_tokenizer(directory.path)
+    tokenizer, known = experiment.data.load_tokenizer(directory.path), experiment.model.vocabulary
+    if tokenizer is not None and tokenizer.vocabulary > known:
+        raise UserError(
+            f"{directory}: {tokenizer.FILE} has {tokenizer.vocabulary} tokens, the model's vocabulary only "
+            f"{known}: it is not the tokenizer that the run was trained with"
+        )
     params = model_parameters(experiment, _restored(directory, experiment, parts, step, codes=codes))
     return Trained(directory, experiment, step, tokenizer, parts, params)
 

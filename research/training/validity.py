@@ -33,7 +33,6 @@ from research.models.seq2seq import Alignment, Seq2Seq
 from research.models.stacks import nearest_divisors
 from research.models.transformer import Transformer
 from research.objectives.causal_lm import CausalLM
-from research.objectives.classification import Classification
 from research.objectives.masked_lm import MaskedLM
 from research.objectives.recall import Recall
 from research.objectives.translation import Translation
@@ -178,16 +177,23 @@ def _problems(experiment: Experiment, mesh: Mapping[str, int] | None) -> Iterato
             "evaluation.patience needs a checkpoint at every evaluation: evaluation.every "
             f"{evaluation.every} is no multiple of checkpointing.every {checkpointing.every}"
         )
-    if evaluation.best == "accuracy" and not _accurate(experiment):
-        yield "evaluation.best is 'accuracy', which this objective's validation does not have; choose 'loss'"
+    if evaluation.best not in (measured := _measured(experiment)):
+        yield (
+            f"evaluation.best is {evaluation.best!r}, which this objective's validation does not have; "
+            f"choose {' or '.join(map(repr, measured))}"
+        )
     if mesh is not None:
         yield from _mesh_problems(experiment, mesh)
 
 
-def _accurate(experiment: Experiment) -> bool:
-    """Returns whether validation counts right answers."""
-    scored = getattr(experiment.data, "task", None) == "score"
-    return isinstance(experiment.objective, (Classification, MaskedLM, Recall)) and not scored
+def _measured(experiment: Experiment) -> tuple[str, ...]:
+    """Returns what validation measures that may say which checkpoint is best."""
+    data = experiment.data
+    if isinstance(data, LabelledText):
+        of_labels = ("accuracy", "f1", "matthews") if data.classes == 2 else ("accuracy",)
+        return ("loss", *(("pearson",) if data.task == "score" else of_labels))
+    right = isinstance(experiment.objective, (MaskedLM, Recall))
+    return ("loss", "accuracy") if right else ("loss",)
 
 
 def _out_of_range(description: Any, prefix: str) -> Iterator[str]:
@@ -202,13 +208,15 @@ def _out_of_range(description: Any, prefix: str) -> Iterator[str]:
 
 def _packing_problems(experiment: Experiment) -> Iterator[str]:
     attention, data = getattr(experiment.model, "attention", None), experiment.data
-    if not isinstance(attention, Mechanism) or not isinstance(data, MaskedText) or data.pairs != "none":
+    if not isinstance(attention, Mechanism) or not isinstance(data, MaskedText):
+        return
+    if data.pairs != "none" or not data.packed:
         return
     for mechanism in {type(mechanism): None for mechanism, _ in attention.layers()}:
         if not mechanism.packed:
             yield (
-                f"model.attention {kind(mechanism)!r} reads a row as one document, and data.pairs 'none' "
-                "packs several into one; choose data.pairs 'next' or 'order'"
+                f"model.attention {kind(mechanism)!r} reads a row as one document, and data.packed true puts "
+                "several into one; choose data.packed false"
             )
 
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from research.data.bitext import SOURCE_TOKENIZER, Bitext
+from research.data.tokenizer import Tokenizer
 from research.errors import UserError
 from research.models.bert import BERT
 from research.models.classifier import Classifier
@@ -66,7 +67,12 @@ def started_from(experiment: Experiment, run: str) -> Experiment:
     return dataclasses.replace(experiment, model=model, data=data, initial=initial)
 
 
-def warm_start(experiment: Experiment, state: State, report: Callable[[str], None]) -> State:
+def warm_start(
+    experiment: Experiment,
+    state: State,
+    report: Callable[[str], None],
+    tokenizer: Tokenizer | None = None,
+) -> State:
     """Returns a fresh state with the parameters that its experiment takes from a run's best checkpoint.
 
     Tables of tokens keep their own rows where they have more than the run's; more learned positions are
@@ -76,9 +82,11 @@ def warm_start(experiment: Experiment, state: State, report: Callable[[str], Non
       experiment: whose ``initial`` says which run, and by what rules.
       state: the fresh state; the optimizer's memory, and adapters, stay as they are.
       report: is told which parameters were taken, resized, are new, and which of the run's are not used.
+      tokenizer: of the experiment's text; None: nothing is known of its tokens.
 
     Raises:
-      UserError: no such run, a parameter of another shape, or nothing in common.
+      UserError: no such run, a parameter of another shape, nothing in common, or tables of tokens where the
+        experiment's tokenizer gives the run's numbers to other tokens.
     """
     initial = experiment.initial
     assert initial is not None
@@ -107,6 +115,9 @@ def warm_start(experiment: Experiment, state: State, report: Callable[[str], Non
     model = jax.tree.map_with_path(choose, state.params["frozen"] if adapted else state.params)
     if not taken:
         raise UserError(f"{initial.run} has no parameter in common with this model")
+    tables = [n for n in taken if _VOCABULARY.search(n) and not n.startswith("source_")]
+    if tables and tokenizer is not None and trained.tokenizer is not None:
+        _check_tokens(tokenizer, trained.tokenizer, initial.run, tables)
     size = sum(there[name].size for name in taken)
     unused = sorted([*skipped, *(there.keys() - set(taken))])
     report(f"from {initial.run} at step {trained.step}: {len(taken)} arrays, {size:,} parameters")
@@ -117,6 +128,18 @@ def warm_start(experiment: Experiment, state: State, report: Callable[[str], Non
     params = {**state.params, "frozen": model} if adapted else model
     average = None if state.average is None else jax.tree.map(jnp.copy, params)
     return dataclasses.replace(state, params=params, average=average)
+
+
+def _check_tokens(own: Tokenizer, there: Tokenizer, run: str, tables: list[str]) -> None:
+    """Raises UserError if a row of the tables of tokens is for another token here than in the run."""
+    if own.digest() == there.digest():
+        return
+    for row in range(min(own.vocabulary, there.vocabulary)):
+        if (here := own.name_of(row)) != (before := there.name_of(row)):
+            raise UserError(
+                f"token {row} is {before!r} in {run}, and {here!r} to data.tokenizer: use the run's, "
+                f"or none of its tables of tokens, --initial.rules {','.join(f'fresh {n}' for n in tables)!r}"
+            )
 
 
 def _offered(

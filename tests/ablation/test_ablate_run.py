@@ -14,7 +14,15 @@ from pathlib import Path
 
 import pytest
 
+from research.ablation import worker
 from research.cli.main import main
+from research.data.labelled_text import LabelledText
+from research.models.bert import BERT
+from research.models.classifier import Classifier
+from research.objectives.classification import Classification
+from research.training.description import to_json
+from research.training.experiment import Experiment
+from research.training.migrations import FORMAT
 
 ROOT = Path(__file__).parents[2]
 ABLATION = """
@@ -105,6 +113,23 @@ def test_a_grid_goes_on_after_its_runner_was_killed_and_ends_in_a_report(tmp_pat
     with open("runs/tiny/points.csv") as file:
         assert [row["attention"] for row in csv.DictReader(file)] == ["softmax", "window 4"]
     assert (tmp_path / "runs/tiny/test_lengths.png").exists()
+
+
+@pytest.mark.slow
+def test_what_a_classifier_is_measured_by_at_the_end_is_a_metric_of_its_point(tmp_path):
+    (tmp_path / "rows.tsv").write_text("text\tlabel\n" + "up high\tyes\ndown low\tno\n" * 8)
+    encoder = BERT(vocabulary=64, context=8, layers=1, width=8, heads=1, feed_forward_width=8, depth="unroll")
+    point = Experiment(
+        "point",
+        Classifier(encoder, pooling="mean"),
+        LabelledText(path=str(tmp_path / "rows.tsv"), valid_fraction=0.5, length=8, batch=4),
+        Classification(),
+        steps=2,
+    )
+    task = {"experiment": {"format": FORMAT, **to_json(point)}, "contexts": [8]}
+    found = worker.run(tmp_path, task)["metrics"]
+    for name in ("accuracy", "f1", "matthews"):
+        assert found[f"metrics/{name}"] == pytest.approx(found[f"valid/{name}"])
 
 
 def test_what_cannot_be_meant_is_refused_before_anything_is_written(tmp_path, monkeypatch, capsys):

@@ -8,8 +8,6 @@ import json
 import numpy as np
 import pytest
 
-from research.data import labelled_text
-from research.data.labelled_records import examples_of
 from research.data.labelled_text import LabelledText
 from research.errors import UserError
 
@@ -120,27 +118,6 @@ def test_a_share_of_the_labels_keeps_every_label(tmp_path):
     np.testing.assert_array_equal(train.tokens, data.prepare(vocabulary=100).train.tokens)
 
 
-def test_glue_is_read_in_tfds_own_format(monkeypatch):
-    class Label:
-        names = ("unacceptable", "acceptable")
-
-    def records(split):
-        texts = [("The dog barked.", 1), ("Dog the barked.", 0), ("It rained.", 1)] * 2
-        return [{"sentence": t.encode(), "label": y, "idx": i} for i, (t, y) in enumerate(texts)]
-
-    def read(task, split):
-        return examples_of(records(split), {"label": Label}, task, split)
-
-    monkeypatch.setattr(labelled_text, "read_glue", read)
-    data = LabelledText(source="glue/cola", length=16, batch=2)
-    prepared = data.prepare(vocabulary=80)
-    assert prepared.names == ("acceptable", "unacceptable")
-    assert prepared.valid_batches(**SHARE)[0]["labels"].tolist() == [0, 1]
-    scores = [{"sentence1": b"a", "sentence2": b"b", "label": np.float32(2.5), "idx": 0}]
-    (found,) = examples_of(scores, {"label": object()}, "stsb", "train")
-    assert found.texts == ("a", "b") and found.labels == ("2.5",)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -157,6 +134,26 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path, change, message):
     data = dataclasses.replace(LabelledText(path=path, valid_path=path, batch=2), **change)
     with pytest.raises(UserError, match=message):
         data.prepare(vocabulary=120)
+
+
+@pytest.mark.parametrize(
+    ("task", "record", "message"),
+    [
+        ("score", {"text": "a", "label": float("nan")}, "field 'label' is 'nan', not a number"),
+        ("score", {"text": "a", "label": "inf"}, "field 'label' is 'inf', not a number"),
+        ("labels", {"text": "a", "label": " "}, "field 'label' is blank"),
+        ("labels", {"text": " \t", "label": "b"}, "field 'text' is blank"),
+        ("tags", {"text": ["a"], "label": [""]}, "field 'label' has a blank tag"),
+        ("tags", {"text": [], "label": []}, "field 'text' has no words"),
+    ],
+)
+def test_what_says_nothing_is_no_text_and_no_label(tmp_path, task, record, message):
+    fine = {"score": ("a", 0.5), "labels": ("a", "b"), "tags": (["a"], ["b"])}[task]
+    path = tmp_path / "data.jsonl"
+    path.write_text("\n".join(map(json.dumps, [dict(zip(("text", "label"), fine, strict=True)), record])))
+    data = LabelledText(path=str(path), valid_path=str(path), task=task, classes=1, batch=1)
+    with pytest.raises(UserError, match=rf"data.jsonl, line 2: {message}"):
+        data.prepare(vocabulary=80)
 
 
 def test_a_spreadsheets_mark_is_no_part_of_the_first_field_and_an_endless_field_is_an_error(tmp_path):

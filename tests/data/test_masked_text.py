@@ -76,6 +76,21 @@ def test_every_token_is_in_the_rows_once_and_documents_are_not_mixed(documents, 
             assert any(document[: len(piece)] == piece for piece in pieces if len(piece) > LENGTH // 2)
 
 
+def test_without_packing_a_row_is_one_piece_and_padding(documents, tokenizer, text, packed):
+    rows = PackedRows.of(text, tokenizer, LENGTH, packed=False)
+    sizes = (rows.segments > 0).sum(1)
+    assert rows.segments.max() == 1 and len(rows) == sum(map(int, packed.segments.max(1)))
+    for row, size in zip(rows.tokens, sizes, strict=True):
+        assert row[0] == tokenizer.first and row[size - 1] == tokenizer.separator
+        assert (row[size:] == tokenizer.padding).all()
+    whole = [tokenizer.encode(document) for document in documents]
+    assert sizes.sum() - 2 * len(rows) == sum(map(len, whole))
+    assert rows.fill == pytest.approx(sizes.sum() / rows.tokens.size) and rows.fill < packed.fill
+    assert list(MaskedText(packed=False, pairs="order").problems()) == [
+        'data.pairs "order" has rows of its own: leave out data.packed false'
+    ]
+
+
 def test_sentences_can_be_read_alone(documents, tokenizer, text):
     rows = PackedRows.of(text.alone(), tokenizer, LENGTH)
     found = [
@@ -216,6 +231,22 @@ def test_the_prose_of_python_fills_rows_to_97_percent():
     batch = next(prepared.train_batches(seed=0, **share))
     assert {name: (array.shape, array.dtype.name) for name, array in batch.items()} == data.shapes()
     assert len(prepared.train) > 2000 and len(prepared.valid) > 100
+
+
+def test_text_of_which_nothing_can_be_hidden_is_one_line(tmp_path, tokenizer):
+    # Of one word the vocabulary has nothing: every token is [UNK], which is never hidden.
+    path = tmp_path / "text.txt"
+    path.write_text("0 1 2 3 4 5 6 7 8 9 " * 30)
+    tokenizer.save(tmp_path / "tokenizer.json")
+    data = MaskedText(
+        source="files", path=str(path), split="tail", tokenizer=str(tmp_path / "tokenizer.json"), length=8,
+        batch=2,
+    )  # fmt: skip
+    prepared = data.prepare(vocabulary=150)
+    batches = prepared.valid_batches(process_index=0, process_count=1)
+    weight = sum(float(batches[i]["weights"].sum()) for i in range(len(batches)))
+    with pytest.raises(UserError, match=r"no token that can be hidden: all are special, such as \[UNK\]"):
+        prepared.metrics({"weight": weight, "loss": 0.0, "accuracy": 0.0})
 
 
 def test_one_document_cannot_make_pairs_of_two(tmp_path, documents):

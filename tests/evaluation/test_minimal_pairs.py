@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import lzma
 from types import SimpleNamespace
@@ -12,6 +13,8 @@ import numpy as np
 import pytest
 
 from research.attention.masks import Tokens
+from research.data.masked_text import MaskedText
+from research.data.wordpiece import MaskingTokenizer
 from research.errors import UserError
 from research.evaluation import minimal_pairs
 from research.evaluation.minimal_pairs import (
@@ -24,6 +27,7 @@ from research.evaluation.minimal_pairs import (
 )
 from research.models.bert import BERT
 from research.models.gpt import GPT
+from research.training import grammar
 from research.training.grammar import causal_score, masked_score
 
 MASK = 4
@@ -81,6 +85,22 @@ def test_log_likelihood_is_that_of_a_loop_one_token_at_a_time():
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+def test_a_pair_of_which_too_little_is_read_is_refused_and_other_cuts_are_counted(tmp_path):
+    run = trained(BERT(vocabulary=64, context=5, layers=1, width=16, heads=2, dropout=0.0, depth="unroll"))
+    run.tokenizer = MaskingTokenizer.train(["a b c d e"] * 3, 64)
+    run.experiment.data, run.directory, run.step = MaskedText(), tmp_path, 1
+    file, said = tmp_path / "pairs.jsonl", []
+    pairs = [("a b", "b a"), ("a b c d", "b a c d"), ("e e e e", "e e e e")]
+    records = [{**RECORD, "sentence_good": good, "sentence_bad": bad} for good, bad in pairs]
+    file.write_text("\n".join(map(json.dumps, records)))
+    assert grammar.evaluate(run, str(file), report=said.append)["truncated"] == 3
+    assert "3 sentences are longer than the model's context, and cut" in said
+    records[1] |= {"sentence_good": "a b c d", "sentence_bad": "a b c e"}
+    file.write_text("\n".join(map(json.dumps, records)))
+    with pytest.raises(UserError, match=r"order: 'a b c d' and 'a b c e' differ only behind the 5 tokens"):
+        grammar.evaluate(run, str(file), report=said.append)
+
+
 def test_accuracies_are_means_over_paradigms_and_ties_are_wrong():
     pairs = [Pair("g", "b", *names) for names in (("a", "x"), ("a", "x"), ("b", "x"), ("c", "y"), ("c", "y"))]
     good = np.array([1.0, 0.0, 3.0, 2.0, 2.0])
@@ -105,6 +125,11 @@ def test_files_are_read_plain_and_compressed_and_published_rows_beside_them(tmp_
     (tmp_path / "models_summary.jsonl").write_text("\n".join(map(json.dumps, summary)))
     assert published(tmp_path / "pairs.jsonl.xz", [one]) == {"gpt2": {"syntax": 0.9, "mean": 0.9}}
     assert read_pairs(tmp_path) == [one, one]  # the summary has no pairs
+    (tmp_path / "pairs.jsonl").unlink()
+    assert read_pairs(tmp_path) == [one]  # in BLiMP's directory they are compressed
+    with gzip.open(tmp_path / "more.jsonl.gz", "wt") as file:
+        file.write(json.dumps({**RECORD, "UID": "more"}))
+    assert [pair.paradigm for pair in read_pairs(tmp_path)] == ["more", "order"]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 
 from research.attention.masks import Tokens
+from research.data.labelled_text import LabelledText, PreparedLabels
+from research.evaluation.classification import correlations, label_metrics
 from research.models.bert import BERT
 from research.models.classifier import Classifier
 from research.objectives.classification import Classification
@@ -61,6 +64,37 @@ def test_sums_are_those_of_numpy(task):
         np.testing.assert_allclose(sums["accuracy"], ((scores.argmax(-1) == labels) * weights).sum())
     np.testing.assert_allclose([total, sums["loss"]], expected, rtol=1e-5)
     assert sums["weight"] == weights.sum()
+
+
+@pytest.mark.parametrize("classes", [2, 1])
+def test_what_validation_measures_comes_from_sums_over_batches(classes):
+    random = np.random.default_rng(2)
+    rows, weights = 48, (np.arange(48) < 45).astype(np.float32)  # the last batch is filled up
+    if classes == 1:
+        labels = random.normal(3.0, 1.0, rows).astype(np.float32)
+        logits = (labels[:, None] + random.normal(size=(rows, 1))).astype(np.float32)
+        expected = {"pearson": correlations(labels[:45], logits[:45, 0])["pearson"]}
+    else:
+        labels, logits = random.integers(0, 2, rows, dtype=np.int32), random.normal(size=(rows, 2))
+        logits[np.arange(rows), labels] += 0.5
+        expected = label_metrics(labels[:45], logits[:45].argmax(-1), 2)
+    sums = {}
+    for part in (slice(0, 24), slice(24, 48)):
+        batch = {
+            **dict.fromkeys(("tokens", "positions", "segments", "types"), np.zeros((24, 1), np.int32)),
+            "labels": jnp.asarray(labels[part]),
+            "weights": jnp.asarray(weights[part]),
+        }
+        apply = functools.partial(lambda part, *inputs, **named: jnp.asarray(logits[part], jnp.float32), part)
+        _, found = Classification().loss(apply)({}, batch, None)
+        sums = {name: sums.get(name, 0.0) + float(value) for name, value in found.items()}
+    tokenizer, data = object(), LabelledText(task="score" if classes == 1 else "labels", classes=classes)
+    metrics = PreparedLabels(tokenizer, (), None, None, data).metrics(sums)
+    assert metrics.keys() - {"loss"} == expected.keys()
+    for name, value in expected.items():
+        assert metrics[name] == pytest.approx(value, abs=1e-5)
+    nothing = {name: 0.0 for name in sums} | {"weight": 4.0}  # nothing varies
+    assert set(PreparedLabels(tokenizer, (), None, None, data).metrics(nothing).values()) == {0.0}
 
 
 def test_a_row_is_its_first_token_through_the_pooler_or_the_mean_of_its_tokens():

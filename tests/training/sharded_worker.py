@@ -1,4 +1,4 @@
-"""Trains a small GPT on meshes of eight simulated devices and prints what came of it; a process of its own.
+"""Trains small networks on meshes of eight simulated devices and prints what came of it; in its own process.
 
 The number of devices is settled when JAX starts, so the tests, which run on one, start this once and read
 its JSON. A case is a description's overrides; the same case on one device is its reference.
@@ -17,12 +17,18 @@ import numpy as np
 
 from research.attention.mechanisms import Softmax
 from research.attention.positions import Rotary
+from research.data.labelled_text import LabelledText
+from research.data.masked_text import MaskedText
 from research.data.packing import train_batches
 from research.data.stream import TokenStream
 from research.data.text import TextData
 from research.errors import UserError
+from research.models.bert import BERT
+from research.models.classifier import Classifier
 from research.models.gpt import GPT
 from research.objectives.causal_lm import CausalLM
+from research.objectives.classification import Classification
+from research.objectives.masked_lm import MaskedLM
 from research.scale.mesh import make_mesh
 from research.training.experiment import Experiment, Sharding
 from research.training.optimizer import Adafactor, AdamW, Muon
@@ -31,7 +37,7 @@ from research.training.program import functions, place_rows
 from research.training.schedule import Linear
 
 STEPS = 3
-FEED_FORWARD = "stack/blocks/feed_forward/"
+FEED_FORWARD = "feed_forward/"
 BASE = Experiment(
     name="sharded",
     model=GPT(vocabulary=64, context=16, layers=2, width=32, heads=4, kv_heads=2),
@@ -45,6 +51,9 @@ BASE = Experiment(
 ROTARY = dataclasses.replace(
     BASE.model, positions=Rotary(), tied_head=False, feed_forward="swiglu", depth="unroll"
 )
+ENCODER = BERT(
+    vocabulary=64, context=16, layers=2, width=16, heads=2, feed_forward_width=32, dropout=0.0, depth="unroll"
+)
 NORMED = dataclasses.replace(ROTARY, remat="block", attention=Softmax(qk_norm=True))
 MODELS = {
     "": BASE,
@@ -55,6 +64,15 @@ MODELS = {
     # No biases: that of the keys has no gradient but noise, and Adafactor divides every gradient by its size.
     "adafactor": dataclasses.replace(
         BASE, optimizer=Adafactor(), model=dataclasses.replace(BASE.model, bias=False)
+    ),
+    "masked": dataclasses.replace(
+        BASE, model=ENCODER, data=MaskedText(length=16, batch=16, pairs="next"), objective=MaskedLM()
+    ),
+    "classifier": dataclasses.replace(
+        BASE,
+        model=Classifier(ENCODER, classes=4, head_dropout=0.0),
+        data=LabelledText(classes=4, length=16, batch=16),
+        objective=Classification(),
     ),
 }
 """Descriptions, by name; the first word of a case."""
@@ -75,6 +93,7 @@ SLOW = [
     "muon fsdp+tensor",
 ]
 SLOW += ["adafactor fsdp", "rotary few kv heads", "rotary fsdp+tensor"]
+SLOW += ["masked fsdp+tensor", "classifier fsdp+tensor"]
 
 
 def stream() -> TokenStream:
@@ -85,8 +104,11 @@ def stream() -> TokenStream:
     return TokenStream(tokens, starts.astype(np.int64), 8000)
 
 
-def batches():
+def batches(experiment: Experiment):
     """Three batches whose weights differ, in their sum over rows too."""
+    if not isinstance(experiment.data, TextData):
+        yield from (rows(experiment, np.random.default_rng(number)) for number in range(STEPS))
+        return
     for number, batch in zip(
         range(STEPS), train_batches(stream(), length=16, batch=16, seed=1), strict=False
     ):
@@ -94,6 +116,27 @@ def batches():
         batch["weights"][number::4] = 0.0
         batch["weights"] = batch["weights"].astype(np.float32)
         yield batch
+
+
+def rows(experiment: Experiment, random: np.random.Generator) -> dict[str, np.ndarray]:
+    """A batch of an encoder's: rows of different lengths, one of them empty, in which anything is drawn."""
+    shapes = {name: shape for name, (shape, _) in experiment.data.shapes().items()}
+    column, lengths = np.arange(16, dtype=np.int32), random.integers(4, 17, (16, 1))
+    lengths[5] = 0
+    drawn = {"tokens": 64, "types": 2, "labels": 4, "targets": 64, "selected": 16}
+    batch = {
+        name: random.integers(0, most, shapes[name], np.int32)
+        for name, most in drawn.items()
+        if name in shapes
+    }
+    real = (column < lengths).astype(np.int32)
+    batch |= {"positions": np.tile(column, (16, 1)), "segments": real}
+    if "pair" in shapes:
+        batch["pair"] = random.integers(0, 2, 16, np.int32) - (lengths[:, 0] == 0) * np.int32(2)
+        batch["pair"] = np.maximum(batch["pair"], -1).astype(np.int32)
+    weights = random.choice([0.0, 1.0], shapes["weights"], p=[0.3, 0.7])
+    weights[5] = 0.0
+    return {**batch, "weights": weights.astype(np.float32)}
 
 
 def train(experiment: Experiment, mesh) -> dict[str, Any]:
@@ -104,7 +147,7 @@ def train(experiment: Experiment, mesh) -> dict[str, Any]:
     state = init()
     metrics, same = [], True
     with jax.transfer_guard_device_to_device("disallow"):
-        for batch in batches():
+        for batch in batches(experiment):
             placed = place_rows(parts.mesh, batch)
             same = same and all(np.array_equal(placed[name], batch[name]) for name in batch)
             state, found = step(state, placed)
@@ -124,7 +167,11 @@ def train(experiment: Experiment, mesh) -> dict[str, Any]:
 
 def whole_shapes(found: dict[str, Any]) -> list[str]:
     """Kernels of whose whole shape the (partitioned) program of the initialisation has an array."""
-    shapes = {name: found["parameters"][f"{FEED_FORWARD}{name}/kernel"].shape for name in ("up", "down")}
+    kernels = {path: value.shape for path, value in found["parameters"].items() if FEED_FORWARD in path}
+    shapes = {
+        name: next(shape for path, shape in kernels.items() if path.endswith(f"{name}/kernel"))
+        for name in ("up", "down")
+    }
     text = {name: f"[{','.join(map(str, shape))}]" for name, shape in shapes.items()}
     return [name for name, shape in text.items() if shape in found["initialisation"]]
 

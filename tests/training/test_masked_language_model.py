@@ -10,7 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from research.attention.positions import Rotary
+from research.attention.low_rank import Linformer
+from research.attention.positions import Learned, Rotary
 from research.cli.main import main
 from research.data.labelled_text import LabelledText
 from research.data.masked_text import MaskedText
@@ -131,6 +132,15 @@ def test_minimal_pairs_on_the_command_line(finished, tmp_path, capsys):
     assert "needs --data.path" in capsys.readouterr().err
 
 
+def test_attention_that_reads_a_row_as_one_document_trains_on_rows_that_are_not_packed(described, tmp_path):
+    model = dataclasses.replace(described.model, context=24, attention=Linformer(rank=4), positions=Learned())
+    data = dataclasses.replace(described.data, packed=False)
+    experiment = dataclasses.replace(described, model=model, data=data, steps=4, baselines=False)
+    result = run(experiment, tmp_path / "run")
+    assert np.isfinite(result.validation["valid/loss"]) and result.step == 4
+    assert "real tokens in rows of one piece" in result.conclusion.lines[-1]
+
+
 def test_evaluating_its_own_text(finished, capsys):
     directory, result = finished
     assert main(["evaluate", str(directory), "--json"]) == 0
@@ -138,47 +148,94 @@ def test_evaluating_its_own_text(finished, capsys):
     assert found["accuracy"] == pytest.approx(result.validation["valid/accuracy"], abs=1e-6)
 
 
-@pytest.fixture(scope="module")
-def task(tmp_path_factory):
-    """Which of two kinds of places an animal sits on: to be learned from the pre-trained vectors."""
-    file = tmp_path_factory.mktemp("task") / "task.tsv"
-    rows = [f"train\t{s}\t{'high' if i > 1 else 'low'}" for i, s in enumerate(SENTENCES)] * 8
-    rows += [f"valid\t{s}\t{'high' if i > 1 else 'low'}" for i, s in enumerate(SENTENCES)] * 3
-    file.write_text("\n".join(["split\ttext\tlabel", *rows]))
+HEIGHTS = ("low", "low", "high", "high")
+TASKS = {
+    "labels": [{"text": text, "label": height} for text, height in zip(SENTENCES, HEIGHTS, strict=True)],
+    "pairs": [
+        {"text": SENTENCES[0], "second": text, "label": height}
+        for text, height in zip(SENTENCES, HEIGHTS, strict=True)
+    ],
+    "score": [{"text": text, "label": float(number)} for number, text in enumerate(SENTENCES)],
+    "tags": [
+        {"text": text[:-1].split(), "label": ["O", "ANIMAL", "O", "O", "O", height.upper()]}
+        for text, height in zip(SENTENCES, HEIGHTS, strict=True)
+    ],
+}
+"""What is to be learned from the pre-trained vectors: where an animal sits, in each form of labelled text."""
+
+
+def task(name, folder):
+    """A description of the task, its training and validation text in one file."""
+    records = TASKS[name]
+    rows = [
+        {**record, "split": split}
+        for split, count in (("train", 8), ("valid", 3))
+        for record in records * count
+    ]
+    (folder / "task.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    classes = {"score": 1, "tags": 4}.get(name, 2)
     return Experiment(
         name="task",
-        model=Classifier(classes=2, head_dropout=0.0, pooling="mean"),
-        data=LabelledText(path=str(file), split_field="split", classes=2, length=16, batch=16),
+        model=Classifier(classes=classes, head_dropout=0.0, pooling="mean", per_token=name == "tags"),
+        data=LabelledText(
+            path=str(folder / "task.jsonl"),
+            task=name if name in ("score", "tags") else "labels",
+            second="second" if name == "pairs" else None,
+            split_field="split",
+            classes=classes,
+            length=24,
+            batch=16,
+        ),
         objective=Classification(),
-        optimizer=AdamW(learning_rate=5e-3, layer_decay=0.8),
+        optimizer=AdamW(learning_rate=1e-2, layer_decay=0.8),
         schedule=Linear(warmup=2),
-        steps=400,
-        evaluation=Evaluation(every=10, patience=2),
+        steps=40 if name == "score" else 150,  # a correlation goes on growing in the last digits
+        evaluation=Evaluation(every=10, best="pearson" if name == "score" else "accuracy", patience=2),
         checkpointing=Checkpointing(every=10, keep_last=1),
     )
 
 
-def test_fine_tuning_starts_from_the_run_learns_and_stops_early(finished, task, tmp_path):
+@pytest.mark.parametrize("name", TASKS)
+def test_fine_tuning_starts_from_the_run_learns_and_stops_early(finished, name, tmp_path, capsys):
     directory, _ = finished
-    experiment = started_from(task, str(directory))
+    experiment = started_from(task(name, tmp_path), str(directory))
     assert experiment.model.bert == load(directory).experiment.model
     said = []
     result = run(experiment, tmp_path / "tuned", report=said.append)
-    assert result.validation["valid/accuracy"] == 1.0
-    assert result.conclusion.values["metrics"] == {"accuracy": 1.0, "f1": 1.0, "matthews": pytest.approx(1.0)}
-    assert result.step < 400  # no lower loss for two evaluations, or all 400 steps
+    metrics, best = result.conclusion.values["metrics"], experiment.evaluation.best
+    assert metrics[best] == pytest.approx(result.validation[f"valid/{best}"], abs=1e-4)
+    if name == "score":
+        assert metrics["pearson"] > 0.9 and set(metrics) == {"pearson", "spearman"}
+    else:
+        assert metrics["accuracy"] == 1.0
+        assert set(metrics) == {"accuracy", "macro_f1" if name == "tags" else "f1", "matthews"}
+        assert ("(f1 of 'low')" in result.conclusion.lines[0]) is (name != "tags")
+    assert result.step < 150  # nothing better for two evaluations, or all steps
     taken, new, unused = said[-4:-1]
     assert taken.startswith(f"from {directory} at step")
     assert new == "new: class_head/bias, class_head/kernel"
     assert "token_head/transform/kernel" in unused and "stack" not in unused
-    assert (tmp_path / "tuned" / "labels.json").read_text() == '["high", "low"]\n'
+    names = {"score": [], "tags": ["ANIMAL", "HIGH", "LOW", "O"]}.get(name, ["high", "low"])
+    assert json.loads((tmp_path / "tuned" / "labels.json").read_text()) == names
+    # Another file of the same fields.
+    records = [{**record, "split": "valid"} for record in TASKS[name]]
+    (tmp_path / "other.jsonl").write_text("\n".join(map(json.dumps, records)))
+    arguments = ["evaluate", str(tmp_path / "tuned"), "--data.path", str(tmp_path / "other.jsonl"), "--json"]
+    assert main(arguments) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["examples"] == 4 and found["metrics"] == pytest.approx(metrics, abs=1e-3)
+    records[1]["label"] = ["LOW"] * 5 + ["MIDDLE"] if name == "tags" else "middle"
+    (tmp_path / "other.jsonl").write_text("\n".join(map(json.dumps, records)))
+    assert main(arguments) == 2 and "other.jsonl, line 2: field 'label' is" in capsys.readouterr().err
+    assert main(arguments[:2]) == 2 and "--data.path FILE" in capsys.readouterr().err
 
 
-def test_what_cannot_be_started_from_is_said(finished, task, tmp_path):
+def test_what_cannot_be_started_from_is_said(finished, tmp_path):
     directory, _ = finished
+    labels = task("labels", tmp_path)
     with pytest.raises(UserError, match="its model is 'bert', this experiment's 'gpt'"):
-        started_from(dataclasses.replace(task, model=GPT()), str(directory))
-    experiment = started_from(task, str(directory))
+        started_from(dataclasses.replace(labels, model=GPT()), str(directory))
+    experiment = started_from(labels, str(directory))
     wider = dataclasses.replace(experiment.model.bert, width=48, heads=3)
     experiment = dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, bert=wider))
     with pytest.raises(UserError, match="the model must be the run's"):

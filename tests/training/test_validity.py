@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from research.attention import Linformer
+from research.data.labelled_text import LabelledText
 from research.data.masked_text import MaskedText
 from research.errors import UserError
 from research.models.bert import BERT
+from research.models.classifier import Classifier
 from research.models.gpt import GPT
+from research.objectives.classification import Classification
 from research.objectives.masked_lm import MaskedLM
 from research.training.description import _reachable, alternatives, field_types
-from research.training.experiment import Experiment, Sharding
+from research.training.experiment import Evaluation, Experiment, Sharding
 from research.training.overrides import override
 from research.training.validity import _RANGES, validate
 
@@ -87,6 +92,26 @@ def test_a_value_out_of_place_is_one_line(options, line):
 
 
 @pytest.mark.parametrize(
+    ("task", "classes", "best", "choices"),
+    [
+        ("labels", 2, "pearson", "'loss' or 'accuracy' or 'f1' or 'matthews'"),
+        ("tags", 3, "f1", "'loss' or 'accuracy'"),
+        ("score", 1, "accuracy", "'loss' or 'pearson'"),
+    ],
+)
+def test_the_best_checkpoint_is_by_what_the_task_measures(task, classes, best, choices):
+    model = Classifier(BERT(), classes=classes, per_token=task == "tags")
+    data, learn = LabelledText(task=task, classes=classes), Classification()
+    described = Experiment("task", model, data, learn, evaluation=Evaluation(best=best))
+    with pytest.raises(UserError, match=rf"evaluation.best is '{best}', .*; choose {choices}$"):
+        validate(described)
+    for admitted in choices.replace("'", "").split(" or "):
+        validate(dataclasses.replace(described, evaluation=Evaluation(best=admitted)))
+    with pytest.raises(UserError, match=f"data.classes {classes} and model.classes 7 must agree|needs model"):
+        validate(dataclasses.replace(described, model=dataclasses.replace(model, classes=7)))
+
+
+@pytest.mark.parametrize(
     ("options", "mesh", "line"),
     [
         ({"data.batch": "12"}, {"fsdp": 8}, "data.batch 12 does not divide into 8 shards"),
@@ -128,11 +153,12 @@ def test_every_number_has_a_range():
 
 def test_a_mechanism_that_reads_a_row_as_one_document_needs_such_rows():
     model = BERT(width=192, heads=3, attention=Linformer())
-    for pairs, refused in (("none", True), ("next", False)):
-        experiment = Experiment(name="x", model=model, data=MaskedText(pairs=pairs), objective=MaskedLM())
+    refusals = {MaskedText(): True, MaskedText(packed=False): False, MaskedText(pairs="next"): False}
+    for data, refused in refusals.items():
+        experiment = Experiment(name="x", model=model, data=data, objective=MaskedLM())
         try:
             validate(experiment)
         except UserError as error:
-            assert refused and "choose data.pairs 'next' or 'order'" in str(error)
+            assert refused and "choose data.packed false" in str(error)
         else:
             assert not refused

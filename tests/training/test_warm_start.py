@@ -28,6 +28,7 @@ from research.training.paths import path_name
 from research.training.program import functions
 from research.training.run_directory import claim
 from research.training.state import State
+from research.training.trained import load
 from research.training.validity import validate
 from research.training.warm_start import started_from, warm_start
 
@@ -80,6 +81,33 @@ def test_everything_is_taken_and_said(old):
     assert after.keys() == there.keys() and all(np.array_equal(after[name], there[name]) for name in there)
     assert said[0].startswith(f"from {run} at step 3: {len(there)} arrays, ")
     assert said[1:] == ["new: none", "of the run's, not used: none"]
+
+
+def test_rows_of_tokens_stay_those_of_the_same_tokens(old):
+    run, there = old
+    more, other = Tokenizer.characters(["abcz"]), Tokenizer.characters(["abd"])
+    experiment = dataclasses.replace(OLD, initial=WarmStart(run))
+    state = drawn(experiment, 1)
+    kept = by_path(warm_start(experiment, state, lambda line: None, more).params)
+    assert np.array_equal(kept[TOKENS], there[TOKENS])
+    with pytest.raises(
+        UserError, match=r"token 3 is 'c' in .*, and 'd' to data.tokenizer: use the run's"
+    ) as error:
+        warm_start(experiment, state, lambda line: None, other)
+    assert str(error.value).endswith(f"--initial.rules 'fresh {TOKENS}'")
+    without = dataclasses.replace(experiment, initial=WarmStart(run, rules=(f"fresh {TOKENS}",)))
+    assert TOKENS in by_path(warm_start(without, state, lambda line: None, other).params)
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_not_the_runs(tmp_path):
+    small = dataclasses.replace(OLD, model=dataclasses.replace(OLD.model, vocabulary=4, layers=1))
+    saved(tmp_path / "run", small, Tokenizer.characters(["abc"]))
+    assert load(tmp_path / "run").tokenizer.vocabulary == 4
+    Tokenizer.characters(["abcd"]).save(tmp_path / "run" / "tokenizer.json")
+    with pytest.raises(
+        UserError, match=r"tokenizer.json has 5 tokens, the model's vocabulary only 4: it is not"
+    ):
+        load(tmp_path / "run")
 
 
 def test_rules_in_their_order(old):
