@@ -8,7 +8,6 @@ import sys
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-import tensorflow_datasets.text  # registers its data sets, GLUE among them
 from etils import epath
 from tensorflow_datasets.core.download.download_manager import DownloadManager
 
