@@ -5,8 +5,8 @@
 Both do forward, backward, clipping and fused AdamW on the same rows of 128 tokens with the same gaps (15 %),
 in alternating blocks of steps in one process; the figures are medians over blocks, ratios medians of the
 ratios of neighbouring blocks. Two more figures show what the step's own means are worth: our step without
-gathering the gaps before the output projection (as Hugging Face's is), and packing, as the share of
-real tokens in rows of the quickstart's text, packed and with one piece to a row.
+gathering the gaps before the output projection (as Hugging Face's is), and packing: real tokens of the
+quickstart's text, their share and how many a second, in packed rows and with one piece to a row.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -143,15 +143,8 @@ def peer(case: Case, batch: dict[str, np.ndarray]) -> Callable[[], float]:
     return step
 
 
-def measure(name: str) -> dict[str, Any]:
-    """Returns the figures of one case."""
-    case = CASES[name]
-    batch = rows(case)
-    sides = {
-        "headway": ours(case, batch),
-        "headway, all places": ours(case, everywhere(batch)),
-        "torch": peer(case, batch),
-    }
+def alternating(sides: dict[str, Callable[[], float]], case: Case) -> dict[str, list[float]]:
+    """Returns seconds of a step of each side, one figure a block, the sides by turns."""
     for step in sides.values():
         for _ in range(3):
             step()
@@ -162,6 +155,19 @@ def measure(name: str) -> dict[str, Any]:
             for _ in range(case.steps):
                 sides[side]()
             seconds[side].append((time.perf_counter() - start) / case.steps)
+    return seconds
+
+
+def measure(name: str) -> dict[str, Any]:
+    """Returns the figures of one case."""
+    case = CASES[name]
+    batch = rows(case)
+    sides = {
+        "headway": ours(case, batch),
+        "headway, all places": ours(case, everywhere(batch)),
+        "torch": peer(case, batch),
+    }
+    seconds = alternating(sides, case)
     own = seconds["headway"]
     return {
         "case": name,
@@ -176,16 +182,26 @@ def measure(name: str) -> dict[str, Any]:
     }
 
 
-def packing() -> dict[str, float]:
-    """Returns the share of real tokens in rows of the quickstart's text, packed and one piece to a row.
+def packing(pieces: Literal["documents", "sentences"]) -> dict[str, Any]:
+    """Returns what packing is worth on the quickstart's text: shares of real tokens, and of them a second.
 
-    A step costs the same whatever its rows hold, so real tokens per second are in this proportion.
+    Our step of the small model, on its first batch of packed rows and of rows with one piece each.
     """
-    found = {}
+    case = CASES["small"]
+    fill: dict[str, float] = {}
+    real: dict[str, int] = {}
+    steps: dict[str, Callable[[], float]] = {}
     for name, packed in (("packed", True), ("one piece to a row", False)):
-        data = MaskedText(source="python-prose", length=LENGTH, packed=packed)
-        found[name] = data.prepare(vocabulary=2048).train.fill  # type: ignore[union-attr]  # rows, not pairs
-    return found
+        data = MaskedText(
+            source="python-prose", length=LENGTH, batch=case.batch, packed=packed, pieces=pieces
+        )
+        prepared = data.prepare(vocabulary=case.model.vocabulary)
+        batch = next(iter(prepared.train_batches(seed=0, process_index=0, process_count=1)))
+        fill[name] = prepared.train.fill  # type: ignore[union-attr]  # rows, not pairs
+        real[name], steps[name] = int((batch["segments"] > 0).sum()), ours(case, batch)
+    seconds = alternating(steps, case)
+    rates = {name: real[name] / statistics.median(times) for name, times in seconds.items()}
+    return {"pieces": pieces, "real_share": fill, "real_tokens_per_second": rates}
 
 
 def main() -> None:
@@ -197,9 +213,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file for the figures")
     arguments = parser.parse_args()
     keep_freed_memory()  # as `headway train` does; both sides gain
-    found: dict[str, Any] = {"real_tokens": packing(), "cases": []}
-    shares = ", ".join(f"{name} {share:.1%}" for name, share in found["real_tokens"].items())
-    print(f"real tokens in rows of {LENGTH}: {shares}")
+    found: dict[str, Any] = {"packing": [packing("documents"), packing("sentences")], "cases": []}
+    for row in found["packing"]:
+        for name, rate in row["real_tokens_per_second"].items():
+            share = f"{row['real_share'][name]:.1%} of the tokens are real"
+            print(f"{row['pieces']}, {name}: {share}, {rate:,.0f} of them a second")
     for name in arguments.model or ["small", "base"]:
         row = measure(name)
         found["cases"].append(row)
