@@ -13,7 +13,7 @@ import dataclasses
 from lstm_attention import experiment as lstm_attention
 
 from research.models.seq2seq import Seq2Seq
-from research.training.experiment import Experiment
+from research.training.experiment import Evaluation, Experiment
 
 
 def experiment() -> Experiment:
@@ -22,7 +22,7 @@ def experiment() -> Experiment:
         base,
         name="lstm",
         model=Seq2Seq(
-            vocabulary=10000,
+            vocabulary=4000,
             layers=2,
             width=256,
             bidirectional=False,
@@ -31,4 +31,6 @@ def experiment() -> Experiment:
             input_feeding=False,
             dropout=0.3,
         ),
+        steps=4000,
+        evaluation=Evaluation(every=500),
     )

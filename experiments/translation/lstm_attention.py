@@ -19,13 +19,13 @@ from research.training.schedule import Linear
 def experiment() -> Experiment:
     return Experiment(
         name="lstm-attention",
-        model=Seq2Seq(vocabulary=10000, layers=1, width=256, attention=Alignment("additive"), dropout=0.4),
-        data=Bitext(corpus="multi30k", tokenised=True, batch_tokens=2048),
+        model=Seq2Seq(vocabulary=4000, layers=1, width=256, attention=Alignment("additive"), dropout=0.4),
+        data=Bitext(corpus="multi30k", tokenised=True, batch_tokens=1536),
         objective=Translation(label_smoothing=0.1),
         optimizer=AdamW(learning_rate=2e-3, beta1=0.9, beta2=0.98, weight_decay=0.0),
-        schedule=Linear(warmup=500, final=0.02),
-        steps=8000,
+        schedule=Linear(warmup=300, final=0.01),
+        steps=5000,
         evaluation=Evaluation(every=250),
-        checkpointing=Checkpointing(every=250, keep_last=5),
+        checkpointing=Checkpointing(every=500, keep_last=3),
         samples=3,
     )

@@ -46,6 +46,7 @@ def experiment() -> Experiment:
         optimizer=Muon(learning_rate=2e-2, adam_learning_rate=5e-3),
         schedule=Linear(warmup=300, final=0.01),
         steps=7600,
+        clip=None,
         evaluation=Evaluation(every=400),
         checkpointing=Checkpointing(every=400, keep_last=3),
         samples=3,
