@@ -5,7 +5,8 @@
 
 Other attentions: --model.attention.score dot, general or concat; --model.attention.locality monotonic or
 predictive; --model.attention.coverage True. Published for a text-only recurrent model with attention on this
-form of the text: BLEU 38.1 / 30.7 / 26.4 (LIUM-CVC, 2017). Not measured by us yet.
+form of the text: BLEU 38.1 / 30.7 / 26.4 (LIUM-CVC, 2017). Measured (one seed, one core, 34 minutes with other
+work beside it): 37.5 on test_2016_flickr.
 """
 
 from research.data.bitext import Bitext

@@ -16,7 +16,8 @@ trained by Adam for 8,000 steps of 4,096 tokens; to train theirs:
 Pre-norm and Muon get there in fewer steps: validation bits per byte after 500 steps of 2,048 tokens are 0.94
 where Adam (rate 3e-3, post-norm, vocabulary of 10,000) has 1.31.
 
-RESULT
+Measured so far (one run of 4,500 steps with dropout 0.3, one core, 40 minutes with other work beside it): BLEU
+38.3 on test_2016_flickr, 0.98 of the references' length; validation was still improving.
 """
 
 from research.data.bitext import Bitext
