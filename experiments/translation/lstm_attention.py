@@ -6,8 +6,9 @@
 Other attentions: --model.attention.score dot, general or concat; --model.attention.locality monotonic or
 predictive; --model.attention.coverage True. Published for a text-only recurrent model with attention on this
 form of the text: BLEU 38.1 / 30.7 / 26.4 (LIUM-CVC, 2017). Measured (one seed, pinned to one core of two,
-34 minutes with other work on both; beam 5, last checkpoint): BLEU 37.5 / 29.1 / 23.7, validation 0.602 bits per
-byte; the loss of training (1.84 nats a token) is above that of validation (1.78): less dropout may give more.
+34 minutes with other work on both; beam 5, last checkpoint): BLEU 37.5 / 29.1 / 23.7, validation 0.602 bits
+per byte; the loss of training (1.84 nats a token) is above that of validation (1.78): less dropout may give
+more.
 """
 
 from research.data.bitext import Bitext
