@@ -23,10 +23,8 @@ class Segmenter:
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, rate: float, seed: int = 0) -> None:
-        """Reads the merges of ``backend``; ValueError if it is no BPE."""
+        """Reads the merges of ``backend``, a byte-level BPE."""
         model: dict[str, Any] = json.loads(backend.to_str())["model"]
-        if model["type"] != "BPE":
-            raise ValueError(f"{model['type']} has no merges")
         merges = (m.split(" ") if isinstance(m, str) else m for m in model["merges"])
         self._ranks = {(left, right): rank for rank, (left, right) in enumerate(merges)}
         self._ids: dict[str, int] = model["vocab"]

@@ -232,7 +232,7 @@ class LabelledText:
             report(f"{truncated:,} texts are longer than data.length {self.length} tokens, and cut")
 
     def _examples(self) -> list[list[Example]]:
-        """Returns training and validation examples, and those of `MORE_SPLITS`; none are empty."""
+        """Returns training and validation examples, of which there are some, and those of `MORE_SPLITS`."""
         if self.source != "files":
             task = self.source.removeprefix("glue/")
             more = MORE_SPLITS.get(self.source, {}).values()

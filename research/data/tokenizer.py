@@ -216,9 +216,10 @@ class Tokenizer:
         return ids
 
     def segmenter(self, rate: float) -> Segmenter:
-        """Returns what cuts text with BPE-dropout; UserError if this is no BPE."""
-        if not isinstance(self._backend.model, models.BPE):
-            raise UserError("BPE-dropout needs a BPE tokenizer, and this is of another kind")
+        """Returns what cuts text with BPE-dropout; UserError if this is no byte-level BPE."""
+        byte_level = isinstance(self._backend.pre_tokenizer, pre_tokenizers.ByteLevel)
+        if not isinstance(self._backend.model, models.BPE) or not byte_level:
+            raise UserError("data.bpe_dropout needs a byte-level BPE tokenizer, and this is of another kind")
         return Segmenter(self._backend, rate)
 
     def pieces(self, text: str) -> list[str]:

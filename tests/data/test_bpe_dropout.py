@@ -50,8 +50,9 @@ def test_what_is_drawn_can_be_drawn_again(bpe):
 
 
 def test_other_tokenizers_are_refused():
-    with pytest.raises(UserError, match="BPE-dropout needs a BPE tokenizer"):
-        Tokenizer.train_unigram(LINES, 60).segmenter(0.1)
+    for other in (Tokenizer.train_unigram(LINES, 60), Tokenizer.characters(LINES)):
+        with pytest.raises(UserError, match="needs a byte-level BPE tokenizer"):
+            other.segmenter(0.1)
 
 
 def test_a_bitext_has_each_training_pair_in_many_ways_and_validation_in_one(tmp_path):
