@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import io
 import json
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
+from research.cli.main import main
 from research.data.parallel import ParallelText
 from research.training.description import load_description
 from research.training.overrides import override
+from research.training.translation import load
 
 FILE = Path(__file__).parents[1] / "experiments" / "translation" / "ladder.py"
 LINES = [f"Ein Hund läuft {'sehr ' * (i % 5)}schnell , weil es {i} Uhr ist ." for i in range(30)]
@@ -91,3 +95,53 @@ def test_figures_of_systems_become_a_table_and_pictures(ladder, tmp_path, capsys
         assert float(next(csv.DictReader(file))["BLEU 2016"]) == pytest.approx(found["BLEU 2016"])
     for name in ("bleu", "by_length"):
         assert (out / f"{name}.png").stat().st_size > 1000 and (out / f"{name}.svg").exists()
+
+
+EXPERIMENT = """
+from research.attention.recurrent_mechanisms import LinearTransformer
+from research.data.bitext import Bitext
+from research.models.transformer import Transformer
+from research.objectives.translation import Translation
+from research.training.experiment import Evaluation, Experiment
+
+
+def experiment():
+    return Experiment(
+        name="tiny",
+        model=Transformer(
+            vocabulary=270, layers=1, width=8, heads=2, feed_forward_width=8,
+            cross_attention=LinearTransformer(),
+        ),
+        data=Bitext(corpus="multi30k", directory="{d}", length=64, batch_tokens=512, buckets=1),
+        objective=Translation(),
+        steps=2,
+        evaluation=Evaluation(every=2),
+        samples=0,
+    )
+"""
+
+
+@pytest.mark.slow
+def test_runs_of_two_seeds_become_one_row_from_the_command_line(ladder, tmp_path, monkeypatch, capsys):
+    for stem in ("train", "val", *ladder.TESTS):
+        for language in ("en", "de"):
+            (tmp_path / f"{stem}.{language}").write_text("\n".join(LINES) + "\n", encoding="utf-8")
+    (tmp_path / "tiny.py").write_text(EXPERIMENT.replace("{d}", str(tmp_path)))
+    runs = [str(tmp_path / f"run-{seed}") for seed in (0, 1)]
+    for seed, run in enumerate(runs):
+        assert main(["train", str(tmp_path / "tiny.py"), "--workdir", run, "--seed", str(seed)]) == 0
+    out = tmp_path / "out"
+    options = ["--data", str(tmp_path), "--beam", "2", "--limit", "3", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", ["ladder.py", *runs, *options])
+    capsys.readouterr()
+    ladder.main()
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| tiny"))
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[:3] == ["tiny", "en-de", "2"]
+    numbers = load(runs[0]).params
+    assert cells[9] == f"{sum(leaf.size for leaf in jax.tree.leaves(numbers)):,}"
+    assert len(list(out.glob("test_*.tiny.[01].txt"))) == 6
+    # Cross-attention without weights is refused where somebody asks for them.
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"Ein Hund\n")))
+    assert main(["translate", runs[0], "--coverage-penalty", "0.2"]) == 2
+    assert "LinearTransformer has no weights over the source" in capsys.readouterr().err
