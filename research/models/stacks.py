@@ -8,7 +8,7 @@ from typing import Protocol
 
 from research.attention.catalogue import Attention
 from research.attention.mechanisms import Geometry, Mechanism, SlidingWindow
-from research.attention.positions import Positions, RelativeBias, Rotary, Sinusoidal
+from research.attention.positions import Positions, RelativeBias, Rotary, Sinusoidal, YaRN
 from research.modules.block import BlockSpec
 from research.modules.feed_forward import GATED
 
@@ -142,6 +142,13 @@ def attention_problems(
             if model.head_dim is None
             else f"model.positions 'rotary' needs an even model.head_dim, not {head_dim}"
         )
+    if isinstance(model.positions, Rotary) and isinstance(model.positions.scaling, YaRN):
+        yarn = model.positions.scaling
+        if yarn.fast <= yarn.slow:
+            yield (
+                f"model.positions.scaling.fast {yarn.fast:g} must be above model.positions.scaling.slow "
+                f"{yarn.slow:g}: pairs that turn that often are left, those slower are interpolated"
+            )
     if isinstance(model.positions, Sinusoidal) and model.width % 2:
         yield f"model.positions 'sinusoidal' needs an even model.width, not {model.width}"
     if isinstance(model.positions, RelativeBias):

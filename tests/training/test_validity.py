@@ -53,6 +53,18 @@ ONE = {"data": 1, "fsdp": 1, "tensor": 1, "sequence": 1}
             "needs at least 2 buckets and a max_distance above a half of them, not 32 and 16",
         ),
         (
+            {"model.positions": "rotary", "model.positions.base": "1", "model.positions.scaling": "yarn"},
+            "model.positions.base is 1.0; it must be above 1",
+        ),
+        (
+            {
+                "model.positions": "rotary",
+                "model.positions.scaling": "yarn",
+                "model.positions.scaling.fast": "1",
+            },
+            "model.positions.scaling.fast 1 must be above model.positions.scaling.slow 1",
+        ),
+        (
             {
                 "model.positions": "rotary",
                 "model.positions.scaling": "yarn",
