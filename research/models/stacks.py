@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from research.attention.catalogue import Attention
+from research.attention.engines import EngineName
 from research.attention.mechanisms import Geometry, Mechanism, SlidingWindow
 from research.attention.positions import Positions, RelativeBias, Rotary, Sinusoidal, YaRN
 from research.modules.block import BlockSpec
@@ -166,6 +167,17 @@ def attention_problems(
             f"nearest: {max(layers // period, 1) * period} layers"
         )
     yield from named(attention.problems(model.geometry, model.positions, causal=causal), field)
+
+
+def engine_problems(engine: EngineName, *attentions: Mechanism) -> Iterator[str]:
+    """Yields that an engine was asked for by name where no layer has softmax attention for it to compute."""
+    mechanisms = [mechanism for attention in attentions for mechanism, _ in attention.layers()]
+    if engine != "auto" and not any(mechanism.engines for mechanism in mechanisms):
+        names = " and ".join(dict.fromkeys(type(mechanism).__name__ for mechanism in mechanisms))
+        yield (
+            f"model.engine {engine!r} computes softmax attention, and {names} has none: "
+            "it is computed in one way alone; leave model.engine out"
+        )
 
 
 def named(problems: Iterator[str], field: str) -> Iterator[str]:

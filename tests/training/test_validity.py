@@ -43,6 +43,10 @@ ONE = {"data": 1, "fsdp": 1, "tensor": 1, "sequence": 1}
             {"model.attention": "interleaved", "model.layers": "8"},
             "model.attention repeats every 6 layers, which does not divide the 8 layers; nearest: 6 layers",
         ),
+        (
+            {"model.attention": "gla", "model.engine": "ring"},
+            "model.engine 'ring' computes softmax attention, and GLA has none",
+        ),
         ({"model.heads": "64", "model.positions": "rotary"}, "even number of channels per head"),
         (
             {"model.width": "3", "model.positions": "sinusoidal"},
