@@ -40,8 +40,8 @@ def engines(mechanism: Mechanism) -> tuple[str, ...]:
             Request(
                 mask=mask, ordered=True, segments=False, soft_cap=softmax.soft_cap is not None,
                 bias=isinstance(mechanism, (Forgetting, MoBA, Reformer)), sink=softmax.sink, dropout=False,
-                dtype="bfloat16", batch=1, heads=12, q_len=4096, kv_len=4096, head_dim=64 + wider, value_dim=64,
-                backend=HOME[name][0], split=HOME[name][1],
+                dtype="bfloat16", batch=1, heads=12, q_len=4096, kv_len=4096, head_dim=64 + wider,
+                value_dim=64, backend=HOME[name][0], split=HOME[name][1],
             )
         )
         is None
