@@ -201,7 +201,8 @@ def _introduction(ablation: Ablation, found: Sequence[Summary]) -> str:
     seeds = len(ablation.seeds)
     said = (
         f"Means over {seeds} seeds with {CONFIDENCE:.0%} t intervals; runs of one seed saw the same data in "
-        "the same order, and differences are taken seed by seed."
+        "the same order, and differences are taken seed by seed. Bands beside curves reach from the least to "
+        "the greatest."
         if seeds > 1
         else "One seed, so there are no intervals: small differences mean nothing."
     )

@@ -41,7 +41,7 @@ def summaries(ablation: Ablation, rows: Sequence[Row], results: Sequence[Result]
     for row in rows:
         own = [result for result in results if result["labels"] == dict(row.labels)]
         tried = tuple(result for result in own if result["seed"] == ablation.seeds[0])
-        rate = best_rate(ablation, tried)
+        rate = best_rate(ablation, tried) or best_rate(ablation, own)  # of other seeds, if the first failed
         kept = tuple(r for r in own if "failed" not in r and r["learning_rate"] == rate)
         by_seed = {result["seed"]: quality(ablation, result) for result in kept}
         qualities[row.slug] = by_seed

@@ -74,7 +74,8 @@ class Interleaved(Mechanism):
         """Yields what keeps either mechanism from being used, with the positions that its layers get."""
         for name, mechanism in (("first", self.first), ("second", self.second)):
             theirs = positions if self.positions_in in ("both", name) else None
-            yield from mechanism.problems(geometry, theirs, causal=causal)
+            for problem in mechanism.problems(geometry, theirs, causal=causal):
+                yield problem.replace("model.attention", f"model.attention.{name}")
 
 
 Attention = Single | Interleaved

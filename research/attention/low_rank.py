@@ -27,6 +27,7 @@ class Linformer(Mechanism):
 
     decoder: ClassVar[bool] = False
     packed: ClassVar[bool] = False
+    engines: ClassVar[bool] = True
 
     rank: int = 128
     """Mixtures that every token reads."""

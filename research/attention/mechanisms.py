@@ -46,6 +46,8 @@ class Mechanism:
     """Whether it can read a memory, in place of the sequence's own tokens."""
     packed: ClassVar[bool] = True
     """Whether a row may hold several documents, each read on its own."""
+    engines: ClassVar[bool] = False
+    """Whether engines of softmax attention (`research.attention.engines`) compute it, or a part of it."""
 
     def problems(self, geometry: Geometry, positions: Positions | None, *, causal: bool) -> Iterator[str]:
         """Yields what keeps a layer of this geometry from using the mechanism, each as one clear sentence.
@@ -129,6 +131,7 @@ class Softmax(Mechanism):
     """
 
     cross: ClassVar[bool] = True
+    engines: ClassVar[bool] = True
 
     qk_norm: bool = False
     """RMS-normalise queries and keys per head (Henry et al., 2020; Dehghani et al., 2023)."""
@@ -282,6 +285,8 @@ class Latent(Mechanism):
     positions are not rotary these channels are not turned (as Kimi Linear has it). No map but the output's
     has a bias.
     """
+
+    engines: ClassVar[bool] = True
 
     rank: int | None = None
     """Channels of the latent; default: 4 * head_dim (DeepSeek-V2's 512 for heads of 128)."""

@@ -54,6 +54,7 @@ class NSA(Mechanism):
     """
 
     encoder: ClassVar[bool] = False
+    engines: ClassVar[bool] = True
 
     summary: int = 32
     """Tokens of a summary; a multiple of the stride."""

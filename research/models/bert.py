@@ -20,6 +20,7 @@ from research.attention.positions import Learned, Positions
 from research.models.stacks import (
     Stacked,
     attention_problems,
+    engine_problems,
     stack_flops_per_token,
     stack_matmul_parameters,
     with_pattern,
@@ -130,6 +131,7 @@ class BERT(Stacked):
         if self.lead and self.placement != "pre":
             yield 'model.lead needs model.placement "pre"'
         yield from attention_problems(self, self.attention, self.layers - self.lead, causal=False)
+        yield from engine_problems(self.engine, self.attention)
 
 
 class _Input(nn.Module):

@@ -22,6 +22,7 @@ from research.attention.positions import Learned, Positions
 from research.models.stacks import (
     Stacked,
     attention_problems,
+    engine_problems,
     stack_flops_per_token,
     stack_matmul_parameters,
     with_pattern,
@@ -132,6 +133,7 @@ class GPT(Stacked):
     def problems(self) -> Iterator[str]:
         """Yields what does not fit together, each as one clear sentence."""
         yield from attention_problems(self, self.attention, self.layers, causal=True)
+        yield from engine_problems(self.engine, self.attention)
 
 
 class GPTModule(nn.Module):

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from research.attention.catalogue import Attention
+from research.attention.engines import EngineName
 from research.attention.mechanisms import Geometry, Mechanism, SlidingWindow
-from research.attention.positions import Positions, RelativeBias, Rotary, Sinusoidal
+from research.attention.positions import Positions, RelativeBias, Rotary, Sinusoidal, YaRN
 from research.modules.block import BlockSpec
 from research.modules.feed_forward import GATED
 
@@ -142,6 +143,13 @@ def attention_problems(
             if model.head_dim is None
             else f"model.positions 'rotary' needs an even model.head_dim, not {head_dim}"
         )
+    if isinstance(model.positions, Rotary) and isinstance(model.positions.scaling, YaRN):
+        yarn = model.positions.scaling
+        if yarn.fast <= yarn.slow:
+            yield (
+                f"model.positions.scaling.fast {yarn.fast:g} must be above model.positions.scaling.slow "
+                f"{yarn.slow:g}: pairs that turn that often are left, those slower are interpolated"
+            )
     if isinstance(model.positions, Sinusoidal) and model.width % 2:
         yield f"model.positions 'sinusoidal' needs an even model.width, not {model.width}"
     if isinstance(model.positions, RelativeBias):
@@ -159,6 +167,17 @@ def attention_problems(
             f"nearest: {max(layers // period, 1) * period} layers"
         )
     yield from named(attention.problems(model.geometry, model.positions, causal=causal), field)
+
+
+def engine_problems(engine: EngineName, *attentions: Mechanism) -> Iterator[str]:
+    """Yields that an engine was asked for by name where no layer has softmax attention for it to compute."""
+    mechanisms = [mechanism for attention in attentions for mechanism, _ in attention.layers()]
+    if engine != "auto" and not any(mechanism.engines for mechanism in mechanisms):
+        names = " and ".join(dict.fromkeys(type(mechanism).__name__ for mechanism in mechanisms))
+        yield (
+            f"model.engine {engine!r} computes softmax attention, and {names} has none: "
+            "it is computed in one way alone; leave model.engine out"
+        )
 
 
 def named(problems: Iterator[str], field: str) -> Iterator[str]:

@@ -24,6 +24,7 @@ from research.models.encoder_decoder import EncoderDecoder, ModelDecoder
 from research.models.stacks import (
     Stacked,
     attention_problems,
+    engine_problems,
     named,
     stack_flops_per_token,
     stack_matmul_parameters,
@@ -222,6 +223,8 @@ class Transformer(Stacked):
         )
         if self.cross_attention is not None:
             yield from named(self.cross_attention.cross_problems(self.geometry), "model.cross_attention")
+        cross = self._cross_attention(Softmax())
+        yield from engine_problems(self.engine, self.attention, self.target_attention, cross)
 
 
 class _Input(nn.Module):

@@ -105,10 +105,14 @@ def pareto(
         )  # fmt: skip
         if log_x:
             axes.set_xscale("log")
+            axes.xaxis.set_minor_formatter(NullFormatter())
             costs = [cost for cost, _, _ in points.values()]
             if max(costs) < 12 * min(costs):  # less than a decade: a plain axis reads better
                 axes.set_xscale("linear")
                 axes.set_xlim(left=0)
+            elif max(costs) < 100 * min(costs):  # labels between the decades too
+                axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+                axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _plain(value)))
         axes.margins(x=0.08, y=0.1)
         _legend(axes, len(points) + 1)
     return figure
@@ -160,7 +164,7 @@ def _look(number: int) -> tuple[str, str, str]:
 def _scale(axes: Axes, at: Sequence[float], log_x: bool, log_y: bool) -> None:
     if log_x:
         axes.set_xscale("log")
-        axes.set_xticks(at, [f"{value:,.0f}" if value >= 1 else f"{value:g}" for value in at])
+        axes.set_xticks(at, [_plain(value) for value in at])
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.minorticks_off()
     if log_y:
@@ -168,6 +172,11 @@ def _scale(axes: Axes, at: Sequence[float], log_x: bool, log_y: bool) -> None:
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _plain(value: float) -> str:
+    """Returns a label of a logarithmic axis without powers."""
+    return f"{value:,.0f}" if value >= 1 else f"{value:g}"
 
 
 def _legend(axes: Axes, entries: int) -> None:

@@ -28,7 +28,7 @@ def engines(mechanism: Mechanism) -> tuple[str, ...]:
     pattern: Mask
     if isinstance(mechanism, Latent):  # whose keys are wider than its values
         pattern, softmax, wider = Everything(), Softmax(), 32
-    elif isinstance(mechanism, Softmax) and not isinstance(mechanism, (Reformer, MoBA)):
+    elif isinstance(mechanism, Softmax):
         pattern, softmax, wider = mechanism.pattern(_GEOMETRY, causal=True), mechanism, 0
     else:
         return ()
@@ -39,9 +39,9 @@ def engines(mechanism: Mechanism) -> tuple[str, ...]:
         if lacks(
             Request(
                 mask=mask, ordered=True, segments=False, soft_cap=softmax.soft_cap is not None,
-                bias=isinstance(mechanism, Forgetting), sink=softmax.sink, dropout=False, dtype="bfloat16",
-                batch=1, heads=12, q_len=4096, kv_len=4096, head_dim=64 + wider, value_dim=64,
-                backend=HOME[name][0], split=HOME[name][1],
+                bias=isinstance(mechanism, (Forgetting, MoBA, Reformer)), sink=softmax.sink, dropout=False,
+                dtype="bfloat16", batch=1, heads=12, q_len=4096, kv_len=4096, head_dim=64 + wider,
+                value_dim=64, backend=HOME[name][0], split=HOME[name][1],
             )
         )
         is None

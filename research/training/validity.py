@@ -47,6 +47,7 @@ Range = tuple[str, Callable[[Any], bool]]
 AT_LEAST_1: Range = ("at least 1", lambda x: x >= 1)
 AT_LEAST_0: Range = ("at least 0", lambda x: x >= 0)
 ABOVE_0: Range = ("above 0", lambda x: x > 0)
+ABOVE_1: Range = ("above 1", lambda x: x > 1)
 RATE: Range = ("at least 0 and below 1", lambda x: 0 <= x < 1)
 SHARE: Range = ("between 0 and 1", lambda x: 0 <= x <= 1)
 WORD: Range = ("between 0 and 4294967295", lambda x: 0 <= x < 2**32)
@@ -88,7 +89,7 @@ _RANGES: dict[type, dict[str, Range]] = {
     Interleaved: dict.fromkeys(("firsts", "seconds"), AT_LEAST_1),
     Learned: {"offset": AT_LEAST_0},
     Sinusoidal: {"amplitude": ABOVE_0},
-    Rotary: {"base": ABOVE_0, "local_base": ABOVE_0},
+    Rotary: {"base": ABOVE_1, "local_base": ABOVE_1},
     **dict.fromkeys((Interpolation, NTK, YaRN), _SCALING),
     RelativeBias: dict.fromkeys(("buckets", "max_distance"), AT_LEAST_1),
     TextData: {"valid_fraction": PART, "length": AT_LEAST_1, "batch": AT_LEAST_1},

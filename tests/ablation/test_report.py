@@ -149,6 +149,20 @@ def test_a_row_whose_points_all_failed_says_why(found):
     assert len(lines) == 3 and lines[2].startswith("window")
 
 
+def test_seeds_count_where_the_first_failed(found):
+    _, results, _ = found
+    failed = [
+        {**result, "failed": "memory"}
+        if (result["labels"]["attention"], result["seed"]) == ("window", 0)
+        else result
+        for result in results
+    ]
+    window = summaries(GRID, ROWS, failed)[1]
+    assert window.rate == 2e-3 and [result["seed"] for result in window.results] == [1, 2]
+    assert window.quality.mean == 1.75 and window.less_reference.mean == 0.25
+    assert all("seed 0: memory" in failure for failure in window.failures)
+
+
 def test_with_one_seed_there_are_no_intervals(found):
     _, results, _ = found
     grid = dataclasses.replace(GRID, seeds=(0,))

@@ -154,4 +154,7 @@ def test_what_cannot_be_is_refused_in_one_line():
         assert "choose 'none', 'learned' or 'sinusoidal'" in problems(RWKV7(), True, positions)
     mixed = Interleaved(Softmax(), 1, SparseTransformer(), 1)
     assert "causal patterns only" in problems(mixed, causal=False)
+    nested = Interleaved(Latent(rotary_dim=3), 1, NSA(block=8), 1)
+    assert "model.attention.first.rotary_dim 3 is odd" in problems(nested)
+    assert "model.attention.second.block 8 is no multiple of the model.attention.second" in problems(nested)
     assert not problems(mixed, positions=Rotary())

@@ -54,3 +54,21 @@ def test_a_pareto_plot_shows_intervals_and_asks_nothing_of_a_network():
     assert text.startswith("<svg") and not re.search(r'(href|src)="(?!#)', text)
     assert "<text" not in text  # drawn as paths: no font is needed
     ElementTree.fromstring(text)
+
+
+@pytest.mark.parametrize("least", [0.006, 2080.0, 5e6])
+@pytest.mark.parametrize("ratio", [13.0, 31.0, 99.0, 150.0, 900.0, 16_000.0])
+def test_the_labels_of_costs_can_be_read(least, ratio):
+    costs = {"a": least, "b": least * ratio**0.5, "c": least * ratio}
+    points = {name: (cost, 0.1 * n, None) for n, (name, cost) in enumerate(costs.items())}
+    figure = pareto(points, x="state (bytes)", y="accuracy", higher_is_better=True)
+    figure.draw_without_rendering()
+    axis = figure.axes[0].xaxis
+    low, high = axis.get_view_interval()
+    boxes = sorted(
+        (tick.label1.get_window_extent().x0, tick.label1.get_window_extent().x1)
+        for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks())
+        if low <= tick.get_loc() <= high and tick.label1.get_text()
+    )
+    assert len(boxes) >= 2
+    assert all(left[1] < right[0] for left, right in itertools.pairwise(boxes))

@@ -43,6 +43,10 @@ ONE = {"data": 1, "fsdp": 1, "tensor": 1, "sequence": 1}
             {"model.attention": "interleaved", "model.layers": "8"},
             "model.attention repeats every 6 layers, which does not divide the 8 layers; nearest: 6 layers",
         ),
+        (
+            {"model.attention": "gla", "model.engine": "ring"},
+            "model.engine 'ring' computes softmax attention, and GLA has none",
+        ),
         ({"model.heads": "64", "model.positions": "rotary"}, "even number of channels per head"),
         (
             {"model.width": "3", "model.positions": "sinusoidal"},
@@ -51,6 +55,18 @@ ONE = {"data": 1, "fsdp": 1, "tensor": 1, "sequence": 1}
         (
             {"model.positions": "relative-bias", "model.positions.max_distance": "16"},
             "needs at least 2 buckets and a max_distance above a half of them, not 32 and 16",
+        ),
+        (
+            {"model.positions": "rotary", "model.positions.base": "1", "model.positions.scaling": "yarn"},
+            "model.positions.base is 1.0; it must be above 1",
+        ),
+        (
+            {
+                "model.positions": "rotary",
+                "model.positions.scaling": "yarn",
+                "model.positions.scaling.fast": "1",
+            },
+            "model.positions.scaling.fast 1 must be above model.positions.scaling.slow 1",
         ),
         (
             {
