@@ -164,6 +164,14 @@ def test_a_mistake_is_one_line_and_exit_code_2(call, place, arguments, line):
     assert not (place / "new").exists()
 
 
+def test_a_model_beyond_the_memory_is_one_line(call):
+    code, out, err = call("train", "tiny.py", "--model.width", "100000000", "--workdir", "runs/vast")
+    assert (code, out) == (2, "")
+    assert re.match(
+        r"headway: out of memory: .*Out of memory.*; make the model, the batch", err.splitlines()[-1]
+    )
+
+
 def test_a_directory_that_is_no_run_is_refused_and_left_alone(call, place):
     (place / "thesis").mkdir()
     (place / "thesis" / "thesis.tex").write_text("precious")
