@@ -153,6 +153,12 @@ def test_sampling_prints_the_text_alone(call):
         ),
         (["train", "tiny.py", "--workdir", "new", "--data.batch", "4096"], "too little training text"),
         (["train", "tiny.py", "--workdir", "new", "--model.vocabulary", "20"], "use --model.vocabulary"),
+        (
+            ["evaluate", "runs/tiny", "--data.path", "text.py", "--data.source", "python-prose"],
+            "data.path is for data.source 'files', not for 'python-prose'",
+        ),
+        # The run's own path is not taken for the source's: it gets as far as reading that.
+        (["evaluate", "runs/tiny", "--data.source", "python-prose"], "character"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(call, place, arguments, line):

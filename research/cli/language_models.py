@@ -128,7 +128,11 @@ def evaluate(target: str, options: Evaluate, overrides: Mapping[str, str]) -> No
     whole = "data.path" in overrides and "data.split" not in overrides
     if "data.path" in overrides:
         overrides = {"data.source": "files", **overrides}
+    elif overrides.get("data.source", "files") != "files":
+        overrides = {"data.path": "none", **overrides}  # the run's own path is that of its files
     data = override(trained.experiment, overrides).data
+    for problem in data.problems():
+        raise UserError(problem)
     if isinstance(data, LabelledText):
         masked_language_models.evaluate_labels(trained, data, as_json=options.json)
         return
