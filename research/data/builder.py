@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import importlib
 import io
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -129,6 +130,12 @@ def named_builder(name: str) -> tfds.core.DatasetBuilder:
             + _choices(base, tfds.list_builders(with_community_datasets=False))
         ) from None
     except (ValueError, RuntimeError, AssertionError) as error:  # unknown configuration or version
+        base, config = re.match(r"([^/:]*)/?([^/:]*)", name).groups()  # type: ignore[union-attr]
+        if config and config not in (known := tfds.builder_cls(base).builder_configs):
+            raise UserError(
+                f"tfds:{base} has no configuration {config!r}"
+                + (nearest(config, known) if known else f"; it has none: tfds:{base}")
+            ) from None
         raise UserError(f"tfds:{name}: {str(error).splitlines()[0]}") from None
 
 
