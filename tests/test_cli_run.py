@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -11,9 +12,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from research.cli.main import main
+from research.training.language_model import evaluate
+from research.training.trained import load
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENT = """
@@ -104,6 +108,15 @@ def test_evaluation_agrees_with_the_last_validation(call, place):
     rows = [json.loads(line) for line in (place / "runs/tiny/metrics.jsonl").read_text().splitlines()]
     last = [row["valid/bits_per_byte"] for row in rows if "valid/bits_per_byte" in row][-1]
     assert found["step"] == 12 and found["bits_per_byte"] == pytest.approx(last, rel=1e-5)
+
+
+def test_a_loss_whose_perplexity_is_no_float_is_evaluated(place, monkeypatch):
+    monkeypatch.chdir(place)
+    trained = load("runs/tiny")
+    vast = dataclasses.replace(trained, params=jax.tree.map(lambda leaf: leaf * 1e4, trained.params))
+    found = evaluate(vast, trained.experiment.data, whole=False, report=print)
+    assert found["loss"] > 1e3
+    assert found["perplexity"] == pytest.approx(sys.float_info.max)
 
 
 @pytest.mark.slow

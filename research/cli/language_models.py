@@ -149,7 +149,7 @@ def evaluate(target: str, options: Evaluate, overrides: Mapping[str, str]) -> No
         size = f"{found['bytes']:,} bytes, {found['tokens']:,} tokens"
         print(f"{target} at step {trained.step}, on {text} ({size}):")
         print(f"  {found['bits_per_byte']:.4f} bits per byte, {found['loss']:.4f} nats per token, ", end="")
-        print(f"perplexity {found['perplexity']:.2f} per token")
+        print(f"perplexity {found['perplexity']:.5g} per token")
 
 
 def _evaluate_recall(trained: Trained, overrides: Mapping[str, str], *, as_json: bool) -> None:
