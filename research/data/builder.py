@@ -96,14 +96,15 @@ class NamedDataset(Source):
           UserError: it cannot be downloaded or prepared, or has no such text field or no training split.
         """
         builder = self._builder()
-        prepare(builder, f"tfds:{self.name}")
-        features, splits = builder.info.features, builder.info.splits
+        features = builder.info.features
         texts = [name for name, feature in features.items() if isinstance(feature, tfds.features.Text)]
         if self.field not in texts:
             raise UserError(
                 f"tfds:{self.name} has no text field {self.field!r} (--data.field)"
                 + _choices(self.field, texts)
             )
+        prepare(builder, f"tfds:{self.name}")
+        splits = builder.info.splits
         if "train" not in splits:
             raise UserError(f"tfds:{self.name} has no split 'train'; it has {', '.join(splits)}")
         valid = next((split for split in ("validation", "valid", "test") if split in splits), None)
