@@ -51,6 +51,17 @@ def unwrapped(error: BaseException) -> Iterator[BaseException]:
         seen = seen.__cause__ or seen.__context__
 
 
+def out_of_memory(error: BaseException) -> str | None:
+    """Returns what the memory of a device, or this machine's, did not suffice for; None if it is something
+    else."""
+    for seen in unwrapped(error):
+        text = str(seen)
+        refused = "RESOURCE_EXHAUSTED" in text or "Out of memory" in text
+        if isinstance(seen, MemoryError) or (type(seen).__name__ == "JaxRuntimeError" and refused):
+            return (text.splitlines() or ["no more can be had"])[0]
+    return None
+
+
 def nearest(name: str, choices: Iterable[str]) -> str:
     """Returns "; did you mean 'x'?" for the choice nearest to ``name``, else the list of choices."""
     choices = sorted(choices)

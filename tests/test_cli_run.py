@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -11,9 +12,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from research.cli.main import main
+from research.training.language_model import evaluate
+from research.training.trained import load
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENT = """
@@ -106,6 +110,15 @@ def test_evaluation_agrees_with_the_last_validation(call, place):
     assert found["step"] == 12 and found["bits_per_byte"] == pytest.approx(last, rel=1e-5)
 
 
+def test_a_loss_whose_perplexity_is_no_float_is_evaluated(place, monkeypatch):
+    monkeypatch.chdir(place)
+    trained = load("runs/tiny")
+    vast = dataclasses.replace(trained, params=jax.tree.map(lambda leaf: leaf * 1e4, trained.params))
+    found = evaluate(vast, trained.experiment.data, whole=False, report=print)
+    assert found["loss"] > 1e3
+    assert found["perplexity"] == pytest.approx(sys.float_info.max)
+
+
 @pytest.mark.slow
 def test_evaluation_of_another_text_measures_all_of_it_or_the_part_held_out(call, place):
     (place / "moved").mkdir(exist_ok=True)
@@ -153,6 +166,12 @@ def test_sampling_prints_the_text_alone(call):
         ),
         (["train", "tiny.py", "--workdir", "new", "--data.batch", "4096"], "too little training text"),
         (["train", "tiny.py", "--workdir", "new", "--model.vocabulary", "20"], "use --model.vocabulary"),
+        (
+            ["evaluate", "runs/tiny", "--data.path", "text.py", "--data.source", "python-prose"],
+            "data.path is for data.source 'files', not for 'python-prose'",
+        ),
+        # The run's own path is not taken for the source's: it gets as far as reading that.
+        (["evaluate", "runs/tiny", "--data.source", "python-prose"], "character"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(call, place, arguments, line):
@@ -162,6 +181,14 @@ def test_a_mistake_is_one_line_and_exit_code_2(call, place, arguments, line):
     assert code == 2 and not out and line in err
     assert err.splitlines()[-1].startswith("headway: ")
     assert not (place / "new").exists()
+
+
+def test_a_model_beyond_the_memory_is_one_line(call):
+    code, out, err = call("train", "tiny.py", "--model.width", "100000000", "--workdir", "runs/vast")
+    assert (code, out) == (2, "")
+    assert re.match(
+        r"headway: out of memory: .*Out of memory.*; make the model, the batch", err.splitlines()[-1]
+    )
 
 
 def test_a_directory_that_is_no_run_is_refused_and_left_alone(call, place):

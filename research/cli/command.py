@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from research.errors import LostError, StoppedError, UserError
+from research.errors import LostError, StoppedError, UserError, out_of_memory
 
 # JAX and what needs it is imported by the commands that use it: help and most errors appear at once.
 if TYPE_CHECKING:
@@ -72,6 +72,12 @@ def complain(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         message("headway: interrupted")
         return 130
+    if (lacking := out_of_memory(error)) is not None:
+        message(
+            f"headway: out of memory: {lacking}; make the model, the batch or its length smaller, raise"
+            " --accumulate, or take more devices (headway show EXPERIMENT predicts what each needs)"
+        )
+        return UserError.exit_code
     traceback.print_exception(error)
     return 1
 

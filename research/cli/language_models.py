@@ -128,7 +128,11 @@ def evaluate(target: str, options: Evaluate, overrides: Mapping[str, str]) -> No
     whole = "data.path" in overrides and "data.split" not in overrides
     if "data.path" in overrides:
         overrides = {"data.source": "files", **overrides}
+    elif overrides.get("data.source", "files") != "files":
+        overrides = {"data.path": "none", **overrides}  # the run's own path is that of its files
     data = override(trained.experiment, overrides).data
+    for problem in data.problems():
+        raise UserError(problem)
     if isinstance(data, LabelledText):
         masked_language_models.evaluate_labels(trained, data, as_json=options.json)
         return
@@ -145,7 +149,7 @@ def evaluate(target: str, options: Evaluate, overrides: Mapping[str, str]) -> No
         size = f"{found['bytes']:,} bytes, {found['tokens']:,} tokens"
         print(f"{target} at step {trained.step}, on {text} ({size}):")
         print(f"  {found['bits_per_byte']:.4f} bits per byte, {found['loss']:.4f} nats per token, ", end="")
-        print(f"perplexity {found['perplexity']:.2f} per token")
+        print(f"perplexity {found['perplexity']:.5g} per token")
 
 
 def _evaluate_recall(trained: Trained, overrides: Mapping[str, str], *, as_json: bool) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import importlib
 import io
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -95,14 +96,15 @@ class NamedDataset(Source):
           UserError: it cannot be downloaded or prepared, or has no such text field or no training split.
         """
         builder = self._builder()
-        prepare(builder, f"tfds:{self.name}")
-        features, splits = builder.info.features, builder.info.splits
+        features = builder.info.features
         texts = [name for name, feature in features.items() if isinstance(feature, tfds.features.Text)]
         if self.field not in texts:
             raise UserError(
                 f"tfds:{self.name} has no text field {self.field!r} (--data.field)"
                 + _choices(self.field, texts)
             )
+        prepare(builder, f"tfds:{self.name}")
+        splits = builder.info.splits
         if "train" not in splits:
             raise UserError(f"tfds:{self.name} has no split 'train'; it has {', '.join(splits)}")
         valid = next((split for split in ("validation", "valid", "test") if split in splits), None)
@@ -129,6 +131,12 @@ def named_builder(name: str) -> tfds.core.DatasetBuilder:
             + _choices(base, tfds.list_builders(with_community_datasets=False))
         ) from None
     except (ValueError, RuntimeError, AssertionError) as error:  # unknown configuration or version
+        base, config = re.match(r"([^/:]*)/?([^/:]*)", name).groups()  # type: ignore[union-attr]
+        if config and config not in (known := tfds.builder_cls(base).builder_configs):
+            raise UserError(
+                f"tfds:{base} has no configuration {config!r}"
+                + (nearest(config, known) if known else f"; it has none: tfds:{base}")
+            ) from None
         raise UserError(f"tfds:{name}: {str(error).splitlines()[0]}") from None
 
 

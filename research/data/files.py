@@ -7,6 +7,7 @@ import difflib
 import glob
 import json
 import lzma
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ class TextFiles(LocalSource):
         if is_object(path):
             return _objects_below(path)
         if path.is_file():
-            return [(path.name, path)]
+            return [(_key(Path(path.name)), path)]
         if path.is_dir():
             root, found = path, [p for p in path.rglob("*") if not _hidden(p.relative_to(path))]
         elif glob.has_magic(self.path):
@@ -63,7 +64,7 @@ class TextFiles(LocalSource):
             found = [Path(p) for p in glob.glob(str(path), recursive=True)]
         else:
             raise UserError(f"no file, directory or glob {self.path!r} (--data.path)" + _beside(path))
-        files = sorted((p.relative_to(root).as_posix(), p) for p in found if p.is_file())
+        files = sorted((_key(p.relative_to(root)), p) for p in found if p.is_file())
         if not files:
             raise UserError(f"there are no files in {self.path!r} (--data.path)")
         return files
@@ -93,7 +94,8 @@ class TextFiles(LocalSource):
                     return
                 offset = 0
                 for number, line in enumerate(stream, start=1):
-                    if text := _decode(line, file, number, offset).strip():
+                    # A byte-order mark, of Windows, is no part of JSON.
+                    if text := _decode(line, file, number, offset).removeprefix("\ufeff").strip():
                         yield {"path": f"{key}:{number}", "text": self._field(text, f"{file}, line {number}")}
                     offset += len(line)
         except (OSError, EOFError, lzma.LZMAError) as error:
@@ -122,6 +124,8 @@ def record_of(line: str, where: str) -> dict[str, Any]:
         record = json.loads(line)
     except json.JSONDecodeError as error:
         raise UserError(f"{where}: not JSON ({error.msg} at column {error.colno})") from None
+    except (ValueError, RecursionError) as error:  # a number or a nesting beyond what Python takes
+        raise UserError(f"{where}: JSON that cannot be read ({str(error).partition(';')[0]})") from None
     if not isinstance(record, dict):
         raise UserError(f"{where}: a {type(record).__name__}, where a JSON object should be")
     return record
@@ -136,6 +140,11 @@ def _decode(data: bytes, file: Path, line: int = 1, offset: int = 0) -> str:
             f"{file} is not UTF-8 at byte {offset + error.start} (line {line}); "
             "if it is Latin-1, convert it with: iconv -f latin1 -t utf-8"
         ) from None
+
+
+def _key(path: Path) -> str:
+    """Returns a relative path as the name of a document; bytes that are not UTF-8 are written as \\xff."""
+    return os.fsencode(path.as_posix()).decode(errors="backslashreplace")
 
 
 def _hidden(path: Path) -> bool:

@@ -32,11 +32,14 @@ def located(path: str | os.PathLike[str]) -> Path:
     """Returns a path, of the file system or of a bucket (etils.epath, which has the methods of Path).
 
     Raises:
-      UserError: it is that of a store which is not supported, or gcsfs is not installed.
+      UserError: it is that of a store which is not supported, gcsfs is not installed, or ~USER is nobody.
     """
     found = _URL.match(str(path))
     if found is None:
-        return Path(path).expanduser()
+        try:
+            return Path(path).expanduser()
+        except RuntimeError:
+            raise UserError(f"{path}: there is no user {Path(path).parts[0][1:]!r}") from None
     scheme, bucket, name = found.groups()
     if scheme != "gs":
         raise UserError(

@@ -212,7 +212,8 @@ class TextData(HeldOutText):
         report(f"training a byte-level BPE tokenizer of {vocabulary} tokens")
         texts = (text for part, text in self.texts(corpus.get()) if part == "train")
         pieces = (piece for text in texts for piece in cut(text))
-        return Tokenizer.train_bpe(sample(pieces, size, vocabulary), vocabulary)
+        # Each token of two and more bytes is somewhere in the text; room for more would be taken in vain.
+        return Tokenizer.train_bpe(sample(pieces, size, vocabulary), min(vocabulary, size + 257))
 
     def _tokenise(
         self, corpus: LazyCorpus, tokenizer: Tokenizer, directory: Path, report: Callable[[str], None]

@@ -279,7 +279,10 @@ def _watched(directory: RunDirectory, step: int) -> Iterator[None]:
 
     def refuse(flaw: str | None) -> None:
         if flaw is not None:
-            raise UserError(f"checkpoint {step} of {directory} is damaged ({flaw})") from None
+            others = ", ".join(str(other) for other in directory.steps() if other != step) or "none"
+            raise UserError(
+                f"checkpoint {step} of {directory} is damaged ({flaw}); other checkpoints: {others}"
+            ) from None
 
     refuse(directory.files.damage(step, contents=False))  # a file that is cut short must not be mapped
     with ThreadPoolExecutor(1) as pool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import math
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -85,11 +86,16 @@ def evaluate(
         "run": str(trained.directory),
         "step": trained.step,
         "loss": found["loss"],
-        "perplexity": math.exp(found["loss"]),
+        "perplexity": perplexity(found["loss"]),
         "bits_per_byte": found["bits_per_byte"],
         "tokens": len(stream),
         "bytes": stream.bytes,
     }
+
+
+def perplexity(loss: float) -> float:
+    """Returns the perplexity of a loss in nats; the largest number there is where it would be larger."""
+    return math.exp(min(loss, math.log(sys.float_info.max)))
 
 
 def _all_of(data: TextData, tokenizer: Tokenizer) -> TokenStream:

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from research.data.cache import cache_directory, content_hash
-from research.data.files import read_json
+from research.data.files import read_json, record_of
 from research.data.object_store import check_bucket, is_object, located
 from research.data.replacing import write_atomically
 from research.errors import UserError
@@ -145,7 +145,11 @@ class RunDirectory:
             self.mirror.publish()
 
     def rows(self) -> list[dict[str, Any]]:
-        """Returns the lines of metrics.jsonl; a line cut off by a crash is left out."""
+        """Returns the lines of metrics.jsonl; a line cut off by a crash is left out.
+
+        Raises:
+          UserError: a line is not a JSON object.
+        """
         return list(_rows(self.metrics))
 
     def keep(self, files: Mapping[str, str]) -> None:
@@ -231,8 +235,8 @@ def claim(path: Path | str, description: dict[str, Any], *, primary: bool = True
       primary: whether this process writes (one of the processes of a run does).
 
     Raises:
-      UserError: the directory is in use, was made by another experiment, is something else altogether, or
-        cannot be written.
+      UserError: the directory is in use, was made by another experiment, has taken more steps already, is
+        something else altogether, or cannot be written.
     """
     directory = _directory(path, primary)
     stored = json.dumps({"format": FORMAT, **description}, indent=2) + "\n"
@@ -251,6 +255,7 @@ def claim(path: Path | str, description: dict[str, Any], *, primary: bool = True
             if directory.mirror:
                 directory.mirror.fetch()
             _check_same_experiment(directory, description)
+            _check_steps_to_come(directory, description)
             if not directory.mirror:
                 directory.checkpoints.mkdir(exist_ok=True)
             directory.events.mkdir(exist_ok=True)
@@ -336,6 +341,16 @@ def _check_same_experiment(directory: RunDirectory, description: dict[str, Any])
         )
 
 
+def _check_steps_to_come(directory: RunDirectory, description: dict[str, Any]) -> None:
+    """Refuses to train a run to fewer steps than it has taken: its description would not be true of it."""
+    steps, taken = description.get("steps"), directory.steps()
+    if steps is not None and taken and taken[-1] > steps:
+        raise UserError(
+            f"{directory} is at step {taken[-1]} already, beyond steps {steps}; choose {taken[-1]} or more,"
+            " or another --workdir"
+        )
+
+
 def _defaults(description: dict[str, Any], wanted: Collection[str]) -> dict[str, Any]:
     """Returns the wanted fields with a description's defaults: an older version kept none of newer fields."""
     from research.training.description import from_json, to_json  # which imports JAX
@@ -361,8 +376,8 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     if not path.exists():
         return
-    with open(path, encoding="utf-8") as file:
-        for line in file:
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, start=1):
             if not line.endswith("\n"):
                 return
-            yield json.loads(line)
+            yield record_of(line, f"{path}, line {number}")

@@ -44,8 +44,9 @@ from research.training.schedule import Cosine, Linear, ReciprocalSqrt, WarmupSta
 
 Range = tuple[str, Callable[[Any], bool]]
 
-AT_LEAST_1: Range = ("at least 1", lambda x: x >= 1)
-AT_LEAST_0: Range = ("at least 0", lambda x: x >= 0)
+# Steps are counted, and sizes often are, in 32-bit integers.
+AT_LEAST_1: Range = ("at least 1 and below 2147483648", lambda x: 1 <= x < 2**31)
+AT_LEAST_0: Range = ("at least 0 and below 2147483648", lambda x: 0 <= x < 2**31)
 ABOVE_0: Range = ("above 0", lambda x: x > 0)
 ABOVE_1: Range = ("above 1", lambda x: x > 1)
 RATE: Range = ("at least 0 and below 1", lambda x: 0 <= x < 1)

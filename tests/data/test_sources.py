@@ -4,6 +4,7 @@ import ast
 import gzip
 import json
 import lzma
+import os
 
 import pytest
 
@@ -41,6 +42,18 @@ def test_compressed_and_json_lines(tmp_path):
     assert read(tmp_path / "c.txt.xz") == [("c.txt.xz", "ü")]
 
 
+def test_json_lines_of_windows(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "one"}\r\n{"text": "two"}\r\n')
+    assert [text for _, text in read(tmp_path / "a.jsonl")] == ["one", "two"]
+
+
+def test_file_names_that_are_not_utf8(tmp_path):
+    (tmp_path / os.fsdecode(b"caf\xe9.txt")).write_text("text")
+    assert read(tmp_path) == [("caf\\xe9.txt", "text")]
+    [document] = TextFiles(str(tmp_path)).corpus().train  # by way of TFDS
+    assert document == {"path": "caf\\xe9.txt", "text": "text"}
+
+
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
@@ -53,6 +66,8 @@ def test_compressed_and_json_lines(tmp_path):
         ("x.jsonl", b'{"txt": "a"}\n', r"line 1: no field 'text' \(--data.field\); did you mean 'txt'\?"),
         ("x.jsonl", b'{"text": 3}\n', r"line 1: field 'text' is a int, not text"),
         ("x.jsonl", b'{"text": "\\ud800"}\n', r"line 1: field 'text' is not valid Unicode"),
+        ("x.jsonl", b"[" * 100_000, r"x\.jsonl, line 1: JSON that cannot be read \(maximum recursion depth"),
+        ("x.jsonl", b"1" * 5_000, r"x\.jsonl, line 1: JSON that cannot be read \(Exceeds the limit"),
         ("x.txt.gz", b"not gzip", r"cannot read .*x\.txt\.gz: "),
         ("x.txt.gz", gzip.compress(b"text" * 99, mtime=0)[:-9], r"cannot read .*x\.txt\.gz: "),
         ("x.txt.xz", b"not xz", r"cannot read .*x\.txt\.xz: "),
@@ -75,6 +90,8 @@ def test_missing_file_names_the_nearest(tmp_path):
         read(tmp_path / "*.csv")
     with pytest.raises(UserError, match=r"s3://bucket.* of object stores gs:// alone is known; mount"):
         read("s3://bucket/x.txt")
+    with pytest.raises(UserError, match=r"~no-such-user/x.txt: there is no user 'no-such-user'"):
+        read("~no-such-user/x.txt")
 
 
 def test_fingerprint_changes_with_the_text(tmp_path):

@@ -270,8 +270,21 @@ def test_tfds_by_name_uses_its_own_validation_split(tmp_path, monkeypatch, offli
     assert capsys.readouterr().out == ""
     with pytest.raises(UserError, match=r"has no text field 'text' \(--data.field\); choose from body"):
         TextData(source="tfds:headway_probe").prepare(vocabulary=300)
-    with pytest.raises(UserError, match="tfds:headway_probe"):
+    with pytest.raises(
+        UserError, match="tfds:headway_probe has no configuration 'nothing'; it has none: tfds"
+    ):
         TextData(source="tfds:headway_probe/nothing").prepare(vocabulary=300)
+    with pytest.raises(UserError, match=r"tfds:wiki40b has no configuration 'enn'; did you mean 'en'\?"):
+        TextData(source="tfds:wiki40b/enn").prepare(vocabulary=300)
+
+
+def test_a_field_is_missed_before_anything_is_downloaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(tmp_path / "tfds"))
+    with pytest.raises(
+        UserError, match=r"tfds:lm1b has no text field 'txt' \(--data.field\); did you mean 'text'"
+    ):
+        TextData(source="tfds:lm1b", field="txt").prepare(vocabulary=300)
+    assert not (tmp_path / "tfds").exists()
 
 
 def test_a_download_that_fails_is_one_line(tmp_path, monkeypatch):

@@ -190,7 +190,8 @@ def test_with_no_whole_checkpoint_the_run_starts_again_and_says_so(copy, finishe
 
 def test_reading_a_damaged_checkpoint_is_one_line(copy):
     truncate(max(files(copy / "checkpoints" / "10" / "state"), key=lambda path: path.stat().st_size))
-    with pytest.raises(UserError, match=r"checkpoint 10 of .* is damaged \(state/.* bytes instead of"):
+    line = r"checkpoint 10 of .* is damaged \(state/.* bytes instead of .*\); other checkpoints: 5$"
+    with pytest.raises(UserError, match=line):
         checkpoint.restore(run_directory.open_run(copy), build().abstract_state, 10)
 
 

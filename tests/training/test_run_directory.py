@@ -85,6 +85,19 @@ def test_a_different_experiment_is_refused_naming_the_fields(tmp_path):
         pass
 
 
+def test_fewer_steps_than_were_taken_are_refused(tmp_path):
+    with claim(tmp_path, BASE) as directory:
+        (directory.checkpoints / "10").mkdir()
+    with (
+        pytest.raises(UserError, match=r"is at step 10 already, beyond steps 9; choose 10 or more"),
+        claim(tmp_path, changed(steps=9)),
+    ):
+        pass
+    assert open_run(tmp_path).description()["steps"] == 10
+    with claim(tmp_path, BASE):
+        pass
+
+
 def test_a_directory_of_something_else_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("")
     with (
@@ -156,6 +169,14 @@ def test_a_cut_off_line_of_metrics_is_left_out(tmp_path):
     assert directory.rows() == []
     directory.metrics.write_text('{"step": 1}\n{"step": 2}\n{"st')
     assert directory.rows() == [{"step": 1}, {"step": 2}]
+
+
+@pytest.mark.parametrize("line", [b"step 2\n", b"\0\0\0\n", b"\xff\n", b"3\n"])
+def test_a_line_of_metrics_that_is_no_object_is_one_line(tmp_path, line):
+    directory = RunDirectory(tmp_path)
+    directory.metrics.write_bytes(b'{"step": 1}\n' + line)
+    with pytest.raises(UserError, match=r"metrics.jsonl, line 2: "):
+        directory.rows()
 
 
 def test_looking_into_a_run_imports_no_jax():

@@ -99,6 +99,9 @@ ONE = {"data": 1, "fsdp": 1, "tensor": 1, "sequence": 1}
         ({"evaluation.best": "accuracy"}, "which this objective's validation does not have; choose 'loss'"),
         ({"evaluation.batches": "0"}, "evaluation.batches is 0; it must be at least 1"),
         ({"name": ""}, "name is empty"),
+        ({"steps": "2147483648"}, "steps is 2147483648; it must be at least 1 and below 2147483648"),
+        ({"schedule.warmup": "3000000000"}, "schedule.warmup is 3000000000; it must be at least 0 and below"),
+        ({"model.layers": "1" * 20}, "model.layers is 11111111111111111111; it must be at least 1 and below"),
     ],
 )
 def test_a_value_out_of_place_is_one_line(options, line):
