@@ -18,8 +18,8 @@ where Adam (rate 3e-3, post-norm, vocabulary of 10,000) has 1.31.
 
 Measured (one seed, pinned to one core of two, 69 minutes with other work on both; beam 5, last checkpoint):
 BLEU 40.6 / 32.7 / 26.9 on the three tests, validation 0.492 bits per byte (1.46 nats a token; training, with
-dropout, 1.32), still improving at the end. Dropout 0.3 is no help: 39.8 / 32.1 / 27.0 after 11,000 steps, 0.511
-bits per byte (1.51; 1.60).
+dropout, 1.32), still improving at the end. Dropout 0.3 is no help: 39.8 / 32.1 / 27.0 after 11,000 steps,
+0.511 bits per byte (1.51; 1.60).
 """
 
 from research.data.bitext import Bitext
