@@ -122,6 +122,11 @@ class Block(nn.Module):
         return (x + out if pre else feed_forward_norm(x + out)), cache
 
 
+def _by_reference(spec: BlockSpec) -> BlockSpec:
+    """Returns the block with the reference engine, which serves everything and has the same parameters."""
+    return dataclasses.replace(spec, attention=dataclasses.replace(spec.attention, engine="reference"))
+
+
 def _as_it_is(x: Float[Array, "batch length width"]) -> Float[Array, "batch length width"]:
     return x
 
@@ -190,7 +195,9 @@ class Stack(nn.Module):
     ) -> tuple[Float[Array, "batch length width"], tuple[Any, ...] | None]:
         """Returns the last block's output and the cache, if one was given (see ``empty_cache``)."""
         groups = self.layers // len(self.specs)
-        blocks = [Block(spec, parent=None) for spec in self.specs]
+        # Parameters are found with one row outside any mesh, which an engine asked for by name may not serve.
+        specs = tuple(map(_by_reference, self.specs)) if self.is_initializing() else self.specs
+        blocks = [Block(spec, parent=None) for spec in specs]
         params = tuple(
             self._parameters(index, block, groups, x, context) for index, block in enumerate(blocks)
         )

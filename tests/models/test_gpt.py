@@ -226,3 +226,11 @@ def test_scores_in_parts_are_those_of_the_logits(changes, monkeypatch):
     parts, nats = jax.jit(lambda *inputs: run(*inputs))(params, targets)
     np.testing.assert_allclose(nats, want, atol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-4), whole, parts)
+
+
+@pytest.mark.parametrize("engine", ["ring", "cudnn", "splash"])
+def test_parameters_are_drawn_whatever_engine_is_to_train_them(engine):
+    model = GPT(vocabulary=32, context=16, layers=2, width=16, heads=2)
+    other = dataclasses.replace(model, engine=engine)  # none of them serves one row on a CPU
+    draw = [m.build().init(jax.random.key(0), jnp.zeros((1, 16), jnp.int32)) for m in (model, other)]
+    jax.tree.map(np.testing.assert_array_equal, *draw)
