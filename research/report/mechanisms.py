@@ -9,6 +9,7 @@ from research.attention.catalogue import capabilities
 from research.attention.devices import Split
 from research.attention.engines import LACKS, Request
 from research.attention.hashing import Reformer
+from research.attention.low_rank import Linformer
 from research.attention.masks import Causal, Everything, Mask
 from research.attention.mechanisms import Forgetting, Geometry, Latent, Mechanism, Softmax
 
@@ -24,15 +25,19 @@ _GEOMETRY = Geometry(width=768, heads=12, kv_heads=12, head_dim=64, context=4096
 
 
 def engines(mechanism: Mechanism) -> tuple[str, ...]:
-    """Returns the engines that can compute a mechanism's training step: causal, one document, bfloat16."""
-    pattern: Mask
-    if isinstance(mechanism, Latent):  # whose keys are wider than its values
-        pattern, softmax, wider = Everything(), Softmax(), 32
-    elif isinstance(mechanism, Softmax):
-        pattern, softmax, wider = mechanism.pattern(_GEOMETRY, causal=True), mechanism, 0
+    """Returns the engines that can compute a mechanism's training step: one document, bfloat16, causal unless
+    only an encoder can have it."""
+    mask: Mask = Causal() if mechanism.decoder else Everything()
+    softmax, wider, keys = Softmax(), 0, 4096
+    if isinstance(mechanism, Softmax):
+        softmax, pattern = mechanism, mechanism.pattern(_GEOMETRY, causal=True)
+        mask = mask if pattern == Everything() else mask & pattern
+    elif isinstance(mechanism, Latent):  # whose keys are wider than its values
+        wider = 32
+    elif isinstance(mechanism, Linformer):
+        keys = mechanism.rank
     else:
         return ()
-    mask = Causal() if pattern == Everything() else Causal() & pattern
     return tuple(
         name
         for name, lacks in LACKS.items()
@@ -40,7 +45,7 @@ def engines(mechanism: Mechanism) -> tuple[str, ...]:
             Request(
                 mask=mask, ordered=True, segments=False, soft_cap=softmax.soft_cap is not None,
                 bias=isinstance(mechanism, (Forgetting, MoBA, Reformer)), sink=softmax.sink, dropout=False,
-                dtype="bfloat16", batch=1, heads=12, q_len=4096, kv_len=4096, head_dim=64 + wider,
+                dtype="bfloat16", batch=1, heads=12, q_len=4096, kv_len=keys, head_dim=64 + wider,
                 value_dim=64, backend=HOME[name][0], split=HOME[name][1],
             )
         )
