@@ -40,7 +40,9 @@ from research.training.mirror import Mirror
 
 # Fields in which a resumed run may differ from the one that was started: how long it trains, what it writes
 # down, and which devices it runs on. Anything else would make it a different experiment.
-_MAY_CHANGE = ("steps", "log_every", "baselines", "samples", "evaluation", "checkpointing", "sharding")
+_MAY_CHANGE = (
+    "steps", "log_every", "baselines", "samples", "evaluation", "checkpointing", "sharding", "model.engine",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -331,7 +333,7 @@ def _check_same_experiment(directory: RunDirectory, description: dict[str, Any])
     differing = [
         f"{name} ({there.get(name, 'absent')!r} there, {now.get(name, 'absent')!r} now)"
         for name in sorted(there.keys() | now.keys())
-        if name.split(".")[0] not in _MAY_CHANGE and there.get(name, absent) != now.get(name, absent)
+        if not _may_change(name) and there.get(name, absent) != now.get(name, absent)
     ]
     if differing:
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
@@ -339,6 +341,10 @@ def _check_same_experiment(directory: RunDirectory, description: dict[str, Any])
             f"{directory} was made by a different experiment: {', '.join(differing[:3])}{more};"
             " choose another --workdir"
         )
+
+
+def _may_change(name: str) -> bool:
+    return any(name == field or name.startswith(f"{field}.") for field in _MAY_CHANGE)
 
 
 def _check_steps_to_come(directory: RunDirectory, description: dict[str, Any]) -> None:

@@ -53,6 +53,8 @@ def _applied(model: Model) -> Any:
 def load(path: str | Path, checkpoint: str = "best", *, codes: bool = False) -> Trained:
     """Returns a run's checkpoint ("best", "newest" or a step), on the devices that are here.
 
+    Attention is computed by the engine that serves here, whichever the run asked for.
+
     Args:
       path: the run directory.
       checkpoint: which one.
@@ -63,7 +65,7 @@ def load(path: str | Path, checkpoint: str = "best", *, codes: bool = False) -> 
         run's: it has more tokens than the model knows.
     """
     directory = open_run(path)
-    experiment = load_experiment(directory.experiment)
+    experiment = _on_any_device(load_experiment(directory.experiment))
     step = directory.checkpoint_step(checkpoint)
     parts = _functions_here(experiment)
     tokenizer, known = experiment.data.load_tokenizer(directory.path), experiment.model.vocabulary
@@ -107,6 +109,14 @@ def _restored(
         return found
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     return jax.device_put(dequantized(found, abstract), shardings)
+
+
+def _on_any_device(experiment: Experiment) -> Experiment:
+    """Returns the experiment without the engine it asks for, which may need devices that are not here."""
+    model: Any = experiment.model
+    if not hasattr(model, "engine"):
+        return experiment
+    return dataclasses.replace(experiment, model=dataclasses.replace(model, engine="auto"))
 
 
 def _functions_here(experiment: Experiment) -> Functions:

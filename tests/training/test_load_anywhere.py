@@ -1,4 +1,4 @@
-"""A checkpoint written by eight devices, loaded by one, ready to call."""
+"""A checkpoint written by eight devices, with an engine that needs them, loaded by one, ready to call."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 import research
 
 WRITER = """
-import sys
+import dataclasses, sys
 from pathlib import Path
 import jax, jax.numpy as jnp, numpy as np
 from research.data.text import TextData
@@ -27,7 +27,7 @@ from research.training.program import functions
 from research.training.run_directory import claim
 
 place = Path(sys.argv[1])
-model = GPT(vocabulary=64, context=16, layers=2, width=32, heads=4)
+model = GPT(vocabulary=64, context=16, layers=2, width=32, heads=4, engine="ring")
 experiment = Experiment(name="eight", model=model, data=TextData(length=16, batch=8))
 parts = functions(experiment)
 state = parts.init()
@@ -38,7 +38,8 @@ with claim(place / "run", to_json(experiment)) as run:
     with Checkpoints(run, Checkpointing()) as checkpoints:
         checkpoints.save(5, {"params": state.params}, None, {}, {})
 params = jax.device_get(state.params)
-logits, _ = jax.jit(model.build().apply)({"params": params}, jnp.arange(12, dtype=jnp.int32)[None])
+anywhere = dataclasses.replace(model, engine="auto")
+logits, _ = jax.jit(anywhere.build().apply)({"params": params}, jnp.arange(12, dtype=jnp.int32)[None])
 np.save(place / "logits.npy", logits)
 """
 

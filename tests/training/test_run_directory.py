@@ -60,6 +60,7 @@ def test_the_lock_goes_with_the_process_that_holds_it(tmp_path):
         changed(steps=20),
         changed(log_every=5),
         changed(sharding={"data": 8}),
+        changed(model={"kind": "gpt", "layers": 4, "width": 64, "engine": "ring"}),
         changed(evaluation={"every": 3}, checkpointing={"every": 4}),
     ],
 )
