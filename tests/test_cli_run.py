@@ -102,6 +102,16 @@ def test_another_experiment_in_the_same_directory_is_refused(call):
     assert "model.width (16 there, 32 now)" in err and "seed" in err
 
 
+def test_a_text_that_has_changed_is_refused_though_its_tokenizer_is_the_same(call, place, tmp_path):
+    text, run = tmp_path / "text.py", str(tmp_path / "run")
+    arguments = ["train", "tiny.py", "--data.path", str(text), "--workdir", run, "--samples", "0"]
+    text.write_text(TEXT)
+    assert call(*arguments)[0] == 0
+    text.write_text(TEXT + TEXT[:100])
+    code, _, errors = call(*arguments, "--steps", "14")
+    assert code == 2 and "has changed since the run began: its text.json is not the one" in errors
+
+
 def test_evaluation_agrees_with_the_last_validation(call, place):
     _, out, _ = call("evaluate", "runs/tiny", "--json", "--checkpoint", "newest")
     found = json.loads(out)

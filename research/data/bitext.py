@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -60,7 +61,9 @@ class PreparedBitext:
 
     def files(self) -> dict[str, str]:
         """Returns what a run must keep to read its text again: contents by file name."""
-        files = {Tokenizer.FILE: self.tokenizer.to_json()}
+        splits = {"train": self.train, "valid": self.valid}
+        sizes = {name: {"pairs": len(text), "tokens": len(text.target)} for name, text in splits.items()}
+        files = {Tokenizer.FILE: self.tokenizer.to_json(), "text.json": json.dumps(sizes) + "\n"}
         if self.source_tokenizer is not self.tokenizer:
             files[SOURCE_TOKENIZER] = self.source_tokenizer.to_json()
         return files

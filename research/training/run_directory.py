@@ -4,6 +4,7 @@
     metrics.jsonl     one JSON object per line
     checkpoints/      one directory per saved step, named by the step
     tokenizer.json    the tokenizer the run was trained with
+    text.json         how long its text is, so that it is seen to have changed
     events/           TensorBoard event files
     lock              held (flock) by the process that trains
 
@@ -155,7 +156,7 @@ class RunDirectory:
         return list(_rows(self.metrics))
 
     def keep(self, files: Mapping[str, str]) -> None:
-        """Writes files of the data (its tokenizer), or checks that they are those the run was started with.
+        """Writes files of the data (tokenizer, sizes), or checks that they are those the run began with.
 
         Raises:
           UserError: the run has another one, so its data has changed since it was started.
@@ -313,7 +314,7 @@ def _refuse_foreign(directory: RunDirectory) -> None:
     names = mirror.names() if mirror else [entry.name for entry in directory.path.iterdir()]
     if directory.experiment.name in names:
         return
-    own = {"lock", "experiment.json.tmp", "checkpoints", "events", "tokenizer.json"}
+    own = {"lock", "experiment.json.tmp", "checkpoints", "events", "tokenizer.json", "text.json"}
     foreign = sorted(set(names) - own)
     if foreign:
         raise UserError(

@@ -107,7 +107,9 @@ def test_sides_may_have_tokenizers_of_their_own(files, tmp_path, kind):
 
 def test_joint_unigrams_and_what_does_not_fit(files, tmp_path):
     prepared = bitext(files, tokenizer="unigram").prepare(vocabulary=100)
-    assert prepared.source_tokenizer is prepared.tokenizer and list(prepared.files()) == ["tokenizer.json"]
+    assert prepared.source_tokenizer is prepared.tokenizer and list(prepared.files()) == [
+        "tokenizer.json", "text.json",
+    ]  # fmt: skip
     with pytest.raises(UserError, match=r"20 tokens are too few, [0-9]+ is the least"):
         bitext(files, tokenizer="unigram").prepare(vocabulary=20)
     prepared.tokenizer.save(tmp_path / "large.json")
