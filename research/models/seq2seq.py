@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from research.attention import alignment_scores
-from research.attention.dropout import dropout
+from research.attention.devices import BATCH_AXES
+from research.attention.dropout import dropout, keep
 from research.attention.masks import Tokens, positions_of
 from research.attention.softmax import masked_softmax
 from research.models.encoder_decoder import EncoderDecoder, ModelDecoder
 from research.modules.embedding import Embedding
 from research.modules.linear import Linear, linear
 from research.modules.lstm import LSTM, CellState, LSTMWeights, lstm_cell
+from research.modules.placement import rows_apart
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,7 +227,7 @@ class Seq2SeqModule(EncoderDecoder):
           key: key of the dropout; None: no dropout.
         """
         model = self.model
-        input_key, step_key, output_key = (None,) * 3 if key is None else tuple(jax.random.split(key, 3))
+        input_key, layer_key, output_key = (None,) * 3 if key is None else tuple(jax.random.split(key, 3))
         positions = positions_of(place, tokens.shape[1])
         positions = jnp.broadcast_to(positions, tokens.shape)
         x = dropout(self._embed(tokens, self.token_embedding), model.dropout, input_key)
@@ -233,15 +237,15 @@ class Seq2SeqModule(EncoderDecoder):
         # The products of the embeddings, for all steps at once; what is fed has the kernel's other half.
         projected = linear(x, kernel[: model.width], bias)
         state = self._begin(memory, tokens.shape[0]) if cache is None else cache
-
-        def step(state: DecoderState, token: Any) -> tuple[DecoderState, Array]:
-            projected, positions, time = token
-            now = None if step_key is None else jax.random.fold_in(step_key, time)
-            state = decoder_step(model, weights, memory, state, projected, positions, now)
-            return state, state.fed
-
-        times = jnp.arange(tokens.shape[1], dtype=jnp.int32)
-        state, out = jax.lax.scan(step, state, (projected.swapaxes(0, 1), positions.T, times))
+        inner = None
+        if layer_key is not None and model.layers > 1:
+            inner = keep(layer_key, model.dropout, (*tokens.T.shape, model.layers - 1, model.width))
+        rows, by_time = P(BATCH_AXES), P(None, BATCH_AXES)
+        of_memory, of_state = (kind._make([by_time, *[rows] * 3]) for kind in (SourceMemory, DecoderState))
+        run = rows_apart(
+            functools.partial(_decoded, model), (P(), of_memory, of_state, by_time), (of_state, by_time)
+        )
+        state, out = run(weights, memory, state, (projected.swapaxes(0, 1), positions.T, inner))
         out = dropout(out.swapaxes(0, 1), model.dropout, output_key)
         logits = self.token_embedding.attend(out) if model.tied_head else self.head(out).astype(jnp.float32)
         return logits, state
@@ -283,6 +287,18 @@ def _backwards(present: Bool[Array, "batch source_length"]) -> Int[Array, "batch
     return jnp.where(place > last, place, last - place)
 
 
+def _decoded(
+    model: Seq2Seq, weights: DecoderWeights, memory: SourceMemory, state: DecoderState, tokens: Any
+) -> tuple[DecoderState, Float[Array, "length rows width"]]:
+    """Returns the state after all tokens, and what each put out; ``tokens`` as of ``decoder_step``."""
+
+    def step(state: DecoderState, token: Any) -> tuple[DecoderState, Array]:
+        state = decoder_step(model, weights, memory, state, *token)
+        return state, state.fed
+
+    return jax.lax.scan(step, state, tokens)
+
+
 def decoder_step(
     model: Seq2Seq,
     weights: DecoderWeights,
@@ -290,7 +306,7 @@ def decoder_step(
     state: DecoderState,
     projected: Float[Array, "rows gates"],
     positions: Int[Array, " rows"],
-    key: Key[Array, ""] | None,
+    kept: Bool[Array, "rows between width"] | None,
 ) -> DecoderState:
     """Returns the state after one token.
 
@@ -301,14 +317,16 @@ def decoder_step(
       state: the state before.
       projected: product of the token's embedding with the first layer's kernel, and its bias.
       positions: position of the token.
-      key: key of the dropout between layers at this step; None: no dropout.
+      kept: what dropout between layers leaves; None: all.
     """
     hidden: list[Array] = []
     cells: list[Array] = []
     for layer, (kernel, recurrent, bias) in enumerate(weights.cells):
         if layer:
-            layer_key = None if key is None else jax.random.fold_in(key, layer)
-            gates = linear(dropout(hidden[-1], model.dropout, layer_key), kernel, bias)
+            below = hidden[-1]
+            if kept is not None:
+                below = jnp.where(kept[:, layer - 1], below / (1.0 - model.dropout), 0.0)
+            gates = linear(below, kernel, bias)
         elif model.input_feeding:
             gates = projected + state.fed @ kernel[model.width :]
         else:

@@ -8,10 +8,13 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Key
 
+from research.attention.devices import BATCH_AXES
 from research.attention.dropout import dropout
 from research.modules.linear import linear
+from research.modules.placement import rows_apart
 
 
 class CellState(NamedTuple):
@@ -154,6 +157,19 @@ def _shifted(
 _recurrence.defvjp(_forward, _backward)
 
 
+def layer(
+    x: Float[Array, "length batch inputs"],
+    weights: tuple[Float[Array, "inputs gates"], Float[Array, "width gates"], Float[Array, " gates"]],
+    present: Bool[Array, "length batch"] | None,
+    *,
+    reverse: bool,
+) -> tuple[Float[Array, "length batch width"], CellState]:
+    """Returns what `lstm` returns, from its inputs; ``weights`` are kernel, recurrent kernel and bias."""
+    kernel, recurrent, bias = weights
+    state = CellState.zeros(x.shape[1], len(recurrent), x.dtype)
+    return lstm(linear(x, kernel, bias), recurrent, state, present, reverse=reverse)
+
+
 class LSTMWeights(nn.Module):
     """The parameters of one cell: kernel [inputs, 4 width], recurrent [width, 4 width], bias [4 width]."""
 
@@ -204,17 +220,15 @@ class LSTM(nn.Module):
         width = self.width // len(directions)
         states = []
         x, present = x.swapaxes(0, 1), None if present is None else present.T
-        for layer in range(self.layers):
-            if layer:
-                x = dropout(x, self.dropout, None if key is None else jax.random.fold_in(key, layer))
+        rows, tokens = P(BATCH_AXES), P(None, BATCH_AXES)
+        for number in range(self.layers):
+            if number:
+                x = dropout(x, self.dropout, None if key is None else jax.random.fold_in(key, number))
             outputs, ends = [], []
             for direction in directions:
-                weights = LSTMWeights(x.shape[-1], width, name=f"{direction}_{layer}")()
-                kernel, recurrent, bias = weights
-                out, end = lstm(
-                    linear(x, kernel, bias), recurrent, CellState.zeros(x.shape[1], width, x.dtype), present,
-                    reverse=direction == "backward",
-                )  # fmt: skip
+                weights = LSTMWeights(x.shape[-1], width, name=f"{direction}_{number}")()
+                run = functools.partial(layer, reverse=direction == "backward")
+                out, end = rows_apart(run, (tokens, P(), tokens), (tokens, rows))(x, weights, present)
                 outputs.append(out)
                 ends.append(end)
             x = jnp.concatenate(outputs, axis=-1)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
-from research.attention.devices import BATCH_AXES, HEAD_AXIS, LENGTH_AXIS
+from research.attention.devices import BATCH_AXES, HEAD_AXIS, LENGTH_AXIS, split_of
 
 
 def placed(x: Float[Array, "batch length *rest"]) -> Float[Array, "batch length *rest"]:
@@ -37,3 +40,35 @@ def gathered(kernel: Float[Array, "inputs outputs"]) -> Float[Array, "inputs out
     if mesh.empty or mesh.size == 1 or HEAD_AXIS not in mesh.axis_names:
         return kernel
     return jax.lax.with_sharding_constraint(kernel, P(None, HEAD_AXIS))
+
+
+def rows_apart(run: Callable[..., Any], arguments: Any, results: Any) -> Callable[..., Any]:
+    """Returns ``run``, which each device of the mesh in force calls on the rows that it has.
+
+    Left to itself, the partitioner splits a loop over tokens by whatever its parameters are split by, or adds
+    up the devices' gradients at every token. Where there is no mesh, or its devices do not divide the rows,
+    it is ``run`` itself.
+
+    Args:
+      run: takes and returns arrays; one row must not depend on another.
+      arguments: for each argument (or part of its tree), P with `BATCH_AXES` at the axis of rows; P(): whole.
+      results: the same for what it returns.
+    """
+
+    def call(*given: Any) -> Any:
+        mesh = jax.sharding.get_abstract_mesh()
+        split = split_of(mesh)
+        if split.rows == 1 or split.unknown > 1 or not set(BATCH_AXES) <= set(mesh.axis_names):
+            return run(*given)
+        specs = jax.tree.broadcast(arguments, given)
+        rows = [
+            x.shape[len(spec) - 1]
+            for x, spec in zip(*map(jax.tree.leaves, (given, specs)), strict=True)
+            if spec
+        ]
+        if any(count % split.rows for count in rows):
+            return run(*given)
+        # Unchecked, since a loop's first state does not say over which axes it varies.
+        return jax.shard_map(run, in_specs=specs, out_specs=results, check_vma=False)(*given)
+
+    return call

@@ -17,6 +17,7 @@ import numpy as np
 
 from research.attention.mechanisms import Softmax
 from research.attention.positions import Rotary
+from research.data.bitext import Bitext
 from research.data.labelled_text import LabelledText
 from research.data.masked_text import MaskedText
 from research.data.packing import train_batches
@@ -26,9 +27,13 @@ from research.errors import UserError
 from research.models.bert import BERT
 from research.models.classifier import Classifier
 from research.models.gpt import GPT
+from research.models.seq2seq import Seq2Seq
+from research.models.transformer import Transformer
 from research.objectives.causal_lm import CausalLM
 from research.objectives.classification import Classification
 from research.objectives.masked_lm import MaskedLM
+from research.objectives.translation import Translation
+from research.scale.collectives import collectives
 from research.scale.mesh import make_mesh
 from research.training.experiment import Experiment, Sharding
 from research.training.optimizer import Adafactor, AdamW, Muon
@@ -54,6 +59,9 @@ ROTARY = dataclasses.replace(
 ENCODER = BERT(
     vocabulary=64, context=16, layers=2, width=16, heads=2, feed_forward_width=32, dropout=0.0, depth="unroll"
 )
+PAIRS = dataclasses.replace(
+    BASE, data=Bitext(length=16, batch_tokens=256, buckets=1), objective=Translation(label_smoothing=0.1)
+)
 NORMED = dataclasses.replace(ROTARY, remat="block", attention=Softmax(qk_norm=True))
 MODELS = {
     "": BASE,
@@ -73,6 +81,11 @@ MODELS = {
         model=Classifier(ENCODER, classes=4, head_dropout=0.0),
         data=LabelledText(classes=4, length=16, batch=16),
         objective=Classification(),
+    ),
+    "recurrent": dataclasses.replace(PAIRS, model=Seq2Seq(vocabulary=64, context=16, width=32, dropout=0.1)),
+    "translator": dataclasses.replace(
+        PAIRS,
+        model=Transformer(vocabulary=64, layers=2, width=32, heads=4, feed_forward_width=64),
     ),
 }
 """Descriptions, by name; the first word of a case."""
@@ -94,6 +107,7 @@ SLOW = [
 ]
 SLOW += ["adafactor fsdp", "rotary few kv heads", "rotary fsdp+tensor"]
 SLOW += ["masked fsdp+tensor", "classifier fsdp+tensor"]
+SLOW += ["recurrent fsdp", "recurrent fsdp+tensor", "recurrent sequence", "translator fsdp+tensor"]
 
 
 def stream() -> TokenStream:
@@ -123,7 +137,7 @@ def rows(experiment: Experiment, random: np.random.Generator) -> dict[str, np.nd
     shapes = {name: shape for name, (shape, _) in experiment.data.shapes().items()}
     column, lengths = np.arange(16, dtype=np.int32), random.integers(4, 17, (16, 1))
     lengths[5] = 0
-    drawn = {"tokens": 64, "types": 2, "labels": 4, "targets": 64, "selected": 16}
+    drawn = {"source": 64, "tokens": 64, "types": 2, "labels": 4, "targets": 64, "selected": 16}
     batch = {
         name: random.integers(0, most, shapes[name], np.int32)
         for name, most in drawn.items()
@@ -131,6 +145,9 @@ def rows(experiment: Experiment, random: np.random.Generator) -> dict[str, np.nd
     }
     real = (column < lengths).astype(np.int32)
     batch |= {"positions": np.tile(column, (16, 1)), "segments": real}
+    if "source" in shapes:
+        batch["source_segments"] = (column < np.maximum(lengths - 3, 0)).astype(np.int32)
+        del batch["positions"]
     if "pair" in shapes:
         batch["pair"] = random.integers(0, 2, 16, np.int32) - (lengths[:, 0] == 0) * np.int32(2)
         batch["pair"] = np.maximum(batch["pair"], -1).astype(np.int32)
@@ -170,7 +187,7 @@ def whole_shapes(found: dict[str, Any]) -> list[str]:
     kernels = {path: value.shape for path, value in found["parameters"].items() if FEED_FORWARD in path}
     shapes = {
         name: next(shape for path, shape in kernels.items() if path.endswith(f"{name}/kernel"))
-        for name in ("up", "down")
+        for name in (("up", "down") if kernels else ())
     }
     text = {name: f"[{','.join(map(str, shape))}]" for name, shape in shapes.items()}
     return [name for name, shape in text.items() if shape in found["initialisation"]]
@@ -226,6 +243,7 @@ def compare(case: str, references: dict[str, Any]) -> dict[str, Any]:
         "whole_while_initialising": whole_shapes(found),
         "whole_in_reference": whole_shapes(one),
         "whole_activations": whole_activations(found),
+        "collectives": sum(row.count for row in collectives(found["step"], [0] * 8)),
         "whole_activations_in_reference": whole_activations(one),
         "shares": {
             path_name(path): leaf.addressable_shards[0].data.size / leaf.size for path, leaf in leaves

@@ -64,6 +64,14 @@ def test_no_device_works_on_the_whole_batch(fast):
     assert fast["cases"]["fsdp"]["whole_activations"] == []
 
 
+@pytest.mark.slow
+def test_a_recurrence_stays_on_its_device(slow):
+    # Each device has 2 of 16 rows and steps through 16 tokens by itself: nothing is sent from a loop.
+    found = slow["cases"]["recurrent fsdp"]
+    assert found["whole_activations_in_reference"] != [] and found["whole_activations"] == []
+    assert found["collectives"] < 2 * 22  # parameters are gathered, their gradients added up
+
+
 def test_nothing_is_whole_on_one_device_while_it_is_initialised(fast):
     assert fast["cases"]["fsdp"]["whole_while_initialising"] == []
     assert fast["cases"]["fsdp"]["whole_in_reference"] == ["up", "down"]
