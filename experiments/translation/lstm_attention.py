@@ -17,7 +17,7 @@ vocabulary of 8,000: 38.8 / 31.2 / 25.6, 0.542 (one seed).
 from research.data.bitext import Bitext
 from research.models.seq2seq import Alignment, Seq2Seq
 from research.objectives.translation import Translation
-from research.training.experiment import Checkpointing, Evaluation, Experiment
+from research.training.experiment import Checkpointing, Evaluation, Experiment, Sharding
 from research.training.optimizer import Muon
 from research.training.schedule import Linear
 
@@ -34,4 +34,6 @@ def experiment() -> Experiment:
         evaluation=Evaluation(every=250),
         checkpointing=Checkpointing(every=500, keep_last=3),
         samples=3,
+        # Split parameters would be gathered at every token: the TPU compiler moves that into the loops.
+        sharding=Sharding("replicated"),
     )
