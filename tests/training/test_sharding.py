@@ -69,7 +69,8 @@ def test_a_recurrence_stays_on_its_device(slow):
     # Each device has 2 of 16 rows and steps through 16 tokens by itself: nothing is sent from a loop.
     found = slow["cases"]["recurrent fsdp"]
     assert found["whole_activations_in_reference"] != [] and found["whole_activations"] == []
-    assert found["collectives"] < 2 * 22  # parameters are gathered, their gradients added up
+    # Parameters are gathered and their gradients added up, once; from the loops there were 309.
+    assert found["collectives"] <= 2 * sum(path.startswith("params/") for path in found["shares"])
 
 
 def test_nothing_is_whole_on_one_device_while_it_is_initialised(fast):
