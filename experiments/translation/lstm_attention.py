@@ -9,9 +9,9 @@ form of the text: BLEU 38.1 / 30.7 / 26.4 (LIUM-CVC, 2017).
 
 Measured (mean of two seeds, each pinned to one core of two, the first 38 minutes; beam 5, last checkpoint, of
 the second that of step 6,993): BLEU 39.0 / 31.1 / 26.1 (39.1 and 38.9, 31.7 and 30.5, 26.0 and 26.2). Of the
-first, validation 0.539 bits per byte (1.60 nats a token; training, with dropout, 1.54). With AdamW (rate 2e-3,
-beta2 0.98) in place of Muon, everything else the same: 38.1 / 30.0 / 25.4 (mean of two seeds), 0.558. With
-Muon and a vocabulary of 8,000: 38.8 / 31.2 / 25.6, 0.542 (one seed).
+first, validation 0.539 bits per byte (1.60 nats a token; training, with dropout, 1.54). With AdamW (rate
+2e-3, beta2 0.98) in place of Muon, everything else the same: 38.1 / 30.0 / 25.4 (mean of two seeds), 0.558.
+With Muon and a vocabulary of 8,000: 38.8 / 31.2 / 25.6, 0.542 (one seed).
 """
 
 from research.data.bitext import Bitext
