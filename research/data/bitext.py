@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -63,7 +62,7 @@ class PreparedBitext:
         """Returns what a run must keep to read its text again: contents by file name."""
         splits = {"train": self.train, "valid": self.valid}
         sizes = {name: {"pairs": len(text), "tokens": len(text.target)} for name, text in splits.items()}
-        files = {Tokenizer.FILE: self.tokenizer.to_json(), "text.json": json.dumps(sizes) + "\n"}
+        files = self.tokenizer.files(sizes)
         if self.source_tokenizer is not self.tokenizer:
             files[SOURCE_TOKENIZER] = self.source_tokenizer.to_json()
         return files

@@ -47,12 +47,8 @@ class PreparedLabels:
 
     def files(self) -> dict[str, str]:
         """Returns what a run must keep to read its text again: contents by file name."""
-        rows = {"train": {"rows": len(self.train)}, "valid": {"rows": len(self.valid)}}
-        return {
-            MaskingTokenizer.FILE: self.tokenizer.to_json(),
-            "text.json": json.dumps(rows) + "\n",
-            LABELS: json.dumps(self.names, ensure_ascii=False) + "\n",
-        }
+        files = self.tokenizer.files({"train": {"rows": len(self.train)}, "valid": {"rows": len(self.valid)}})
+        return {**files, LABELS: json.dumps(self.names, ensure_ascii=False) + "\n"}
 
     def train_batches(self, *, seed: int, process_index: int, process_count: int) -> Any:
         """Returns endless shuffled batches, a Grain iterator."""

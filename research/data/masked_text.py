@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -47,8 +46,7 @@ class PreparedMaskedText:
 
     def files(self) -> dict[str, str]:
         """Returns what a run must keep to read its text again: contents by file name."""
-        rows = {"train": {"rows": len(self.train)}, "valid": {"rows": len(self.valid)}}
-        return {MaskingTokenizer.FILE: self.tokenizer.to_json(), "text.json": json.dumps(rows) + "\n"}
+        return self.tokenizer.files({"train": {"rows": len(self.train)}, "valid": {"rows": len(self.valid)}})
 
     def train_batches(self, *, seed: int, process_index: int, process_count: int) -> Any:
         """Returns endless shuffled batches, masked anew each time: a Grain iterator."""

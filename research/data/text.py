@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -50,7 +49,7 @@ class PreparedText:
         """Returns what a run must keep to read its text again: contents by file name."""
         splits = {"train": self.train, "valid": self.valid}
         sizes = {name: {"tokens": len(text), "bytes": text.bytes} for name, text in splits.items()}
-        return {Tokenizer.FILE: self.tokenizer.to_json(), "text.json": json.dumps(sizes) + "\n"}
+        return self.tokenizer.files(sizes)
 
     def train_batches(self, *, seed: int, process_index: int, process_count: int) -> Any:
         """Returns endless shuffled batches, a Grain iterator (see `research.data.packing.train_batches`)."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -191,6 +192,14 @@ class Tokenizer:
     def to_json(self) -> str:
         """Returns the tokenizer as the text of a ``tokenizer.json``."""
         return self._backend.to_str(pretty=False)
+
+    def files(self, sizes: Mapping[str, Mapping[str, int]]) -> dict[str, str]:
+        """Returns what a run keeps of a text cut by this tokenizer: contents by file name.
+
+        Args:
+          sizes: how long each split of the text is, in whatever units: a run does not go on with another.
+        """
+        return {self.FILE: self.to_json(), "text.json": json.dumps(sizes) + "\n"}
 
     def save(self, path: str | Path) -> None:
         """Writes a ``tokenizer.json``."""
