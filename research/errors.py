@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable, Iterator
+
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""Error numbers of a disk that takes no more."""
 
 
 class UserError(Exception):
@@ -59,6 +63,14 @@ def out_of_memory(error: BaseException) -> str | None:
         refused = "RESOURCE_EXHAUSTED" in text or "Out of memory" in text
         if isinstance(seen, MemoryError) or (type(seen).__name__ == "JaxRuntimeError" and refused):
             return (text.splitlines() or ["no more can be had"])[0]
+    return None
+
+
+def not_written(error: BaseException) -> str | None:
+    """Returns which file a full or read-only disk did not take; None if it is something else."""
+    if isinstance(error, OSError) and error.errno in UNWRITABLE:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}; make room, or choose another --workdir"
     return None
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 import time
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from research.cli.command import Command
 from research.cli.commands import COMMANDS
 from research.cli.main import main
 
@@ -57,6 +60,7 @@ def run(capsys, *arguments: str) -> tuple[int, str, str]:
         ),
         (["evaluate", "s3://bucket/run"], "s3://bucket/run: of object stores gs:// alone is known"),
         (["train", QUICKSTART, "--accumulate", "3"], "data.batch 16 does not divide into"),
+        (["show", QUICKSTART, "--accumulate", "3"], "data.batch 16 does not divide into"),
         (
             ["show", QUICKSTART, "--optimizer", "moun"],
             "--optimizer: unknown kind 'moun'; did you mean 'muon'?",
@@ -85,6 +89,15 @@ def test_an_experiment_with_a_bug_of_its_own_is_named_by_file_and_line(capsys, t
     (tmp_path / "bug.py").write_text("def experiment():\n    return 1 / 0\n")
     code, _, err = run(capsys, "show", str(tmp_path / "bug.py"))
     assert code == 2 and f"{tmp_path / 'bug.py'}, line 2: ZeroDivisionError: division by zero\n" in err
+
+
+def test_a_disk_that_takes_no_more_is_one_line(capsys):
+    def full(*, options, overrides):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "runs/x/tokenizer.json")
+
+    code = main(["full"], {"full": Command(COMMANDS["show"].options, "", full)})
+    said = "headway: runs/x/tokenizer.json: No space left on device; make room, or choose another --workdir\n"
+    assert (code, capsys.readouterr().err) == (2, said)
 
 
 def test_help_without_a_command_names_every_command(capsys):

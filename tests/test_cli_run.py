@@ -96,6 +96,17 @@ def test_training_goes_on_for_more_steps_and_prints_one_json_object(call, place)
     assert set(result["validation"]) == {"valid/loss", "valid/bits_per_byte"}
 
 
+def test_a_reader_that_goes_away_does_not_end_training(place):
+    command = [sys.executable, "-m", "research.cli", "train", "tiny.py", "--workdir", "unread"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=place, env=environment, **streams) as process:
+        process.stderr.readline()
+        process.stderr.close()
+        assert process.wait(timeout=300) == 0
+    assert load(place / "unread", "newest").step == 12
+
+
 def test_another_experiment_in_the_same_directory_is_refused(call):
     code, out, err = call("train", "tiny.py", "--workdir", "runs/tiny", "--model.width", "32", "--seed", "1")
     assert code == 2 and not out and err.count("\n") == 1

@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from research.ablation.grid import Ablation, Point, Row, point
-from research.ablation.worker import LOG, POINT, RESULT
+from research.ablation.worker import LOG, POINT, RESULT, RUN
 from research.errors import StoppedError, UserError
 from research.training.description import from_json, to_json
 from research.training.interrupt import Interrupt
 from research.training.migrations import FORMAT, migrated
 from research.training.progress import duration
-from research.training.run_directory import write_atomically
+from research.training.run_directory import RunDirectory, check_same_experiment, write_atomically
 
 _POLL = 0.1
 """Seconds between two looks at the processes."""
@@ -160,6 +160,8 @@ class _Pool:
         found = {one.name: result for one in points if (result := self._finished(one)) is not None}
         self._done += len(found)
         waiting = [one for one in points if one.name not in found]
+        for unfinished in waiting:  # before anything that was measured is lost
+            check_same_experiment(RunDirectory(self._place(unfinished) / RUN), to_json(unfinished.experiment))
         if found:
             self._report(f"{len(found)} points are done already")
         running: list[_Running] = []
@@ -209,7 +211,8 @@ class _Pool:
         except (OSError, ValueError, KeyError, UserError):
             return None
         same &= result["contexts"] == list(self._ablation.contexts)
-        return result if same and "failed" not in result else None
+        # What a row is called is not what it is.
+        return {**result, "labels": dict(one.row.labels)} if same and "failed" not in result else None
 
     def _start(self, one: Point, place: int) -> _Running:
         directory = self._place(one)

@@ -56,6 +56,7 @@ def run(directory: Path, task: dict[str, Any]) -> dict[str, Any]:
     from research.ablation.measure import decode_seconds, state_bytes
     from research.training.description import from_json
     from research.training.migrations import migrated
+    from research.training.run_directory import write_atomically
     from research.training.session import run as train
     from research.training.trained import load
 
@@ -67,7 +68,7 @@ def run(directory: Path, task: dict[str, Any]) -> dict[str, Any]:
         result = train(experiment, directory / RUN, report=_say)
     finally:
         peak = max(peak, _peak_memory())
-        before.write_text(str(peak), encoding="utf-8")
+        write_atomically(before, str(peak))
     trained = load(directory / RUN, "newest")
     rates = [row["tokens_per_second"] for row in trained.directory.rows() if "tokens_per_second" in row]
     shapes = {name: shape for name, (shape, _) in experiment.data.shapes().items()}

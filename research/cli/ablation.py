@@ -7,8 +7,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from research.cli.command import message
 from research.errors import UserError
+from research.training.progress import say
 from research.training.run_directory import on_disk
 
 FIELDS = (
@@ -57,13 +57,13 @@ def ablate(target: str, options: Ablate, overrides: Mapping[str, str]) -> None:
         ablation = dataclasses.replace(ablation, seeds=options.seeds)
     if options.learning_rates is not None:
         ablation = dataclasses.replace(ablation, learning_rates=options.learning_rates)
-    combinations = rows(ablation, message)
+    combinations = rows(ablation, say)
     directory = on_disk(options.workdir or f"runs/{ablation.name}")
 
     from research.ablation.report import summaries, table, text_table, write
     from research.ablation.runner import run
 
-    results = run(ablation, combinations, directory, parallel=options.parallel, report=message)
+    results = run(ablation, combinations, directory, parallel=options.parallel, report=say)
     page = write(ablation, combinations, results, directory)
     if options.json:
         print(json.dumps({"report": str(page), "points": results}))

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from research.cli.command import message
 from research.errors import UserError
+from research.training.progress import say
 
 if TYPE_CHECKING:
     from research.cli.language_models import Evaluate
@@ -72,13 +72,13 @@ def align(source: str, target: str, *, options: Align, overrides: Mapping[str, s
     if options.out is not None:
         out = on_disk(options.out)
         description = WordAlignment(out.resolve().name, data, how)
-        _, found, score = alignment_training.run(description, out, report=message)
+        _, found, score = alignment_training.run(description, out, report=say)
     else:
-        text = data.read(message)
+        text = data.read(say)
         if trained is not None:
             found = aligner.apply(trained, text.source, text.target)
         else:
-            found = aligner.align(text.source, text.target, how, progress=Progress(message))
+            found = aligner.align(text.source, text.target, how, progress=Progress(say))
         score = alignment_training.score_of(found, text)
     if options.json:
         counts: dict[str, Any] = {"pairs": len(found), "links": len(found.source), "empty": found.empty}
@@ -89,14 +89,14 @@ def align(source: str, target: str, *, options: Align, overrides: Mapping[str, s
             print(line)
     left = [f"{found.empty:,} with an empty side"] * bool(found.empty)
     left += [f"{found.too_long:,} of more than {aligner.LONGEST} words"] * bool(found.too_long)
-    message(
+    say(
         f"{len(found.source):,} links in {len(found):,} sentence pairs, {time.monotonic() - start:.0f} s"
         + (f"; without links: {', '.join(left)}" if left else "")
     )
     if score is not None:
-        message(score_line(score))
+        say(score_line(score))
     if options.out is not None:
-        message(f"run directory: {options.out}; next: headway align --run {options.out} SOURCE TARGET")
+        say(f"run directory: {options.out}; next: headway align --run {options.out} SOURCE TARGET")
 
 
 def share_out() -> None:
@@ -162,7 +162,7 @@ def evaluate(target: str, options: Evaluate, overrides: Mapping[str, str]) -> No
         raise UserError(f"evaluate: {needs} needs both sides: --data.source FILE --data.target FILE")
     sides = None
     if overrides:
-        sides = read_sentences(Path(overrides["data.source"]), Path(overrides["data.target"]), message)
+        sides = read_sentences(Path(overrides["data.source"]), Path(overrides["data.target"]), say)
     lengths = sides and [(len(e), len(f)) for e, f in zip(*sides, strict=True)]
     is_network = is_run and not is_aligner(Path(target))
     if options.layer is not None and not is_network:
@@ -203,5 +203,5 @@ def _attended(
     from research.training import translation
 
     run = translation.load(target, options.checkpoint)
-    message("the text is taken as it is: case and tokenisation should be those of the run's own")
+    say("the text is taken as it is: case and tokenisation should be those of the run's own")
     return [likeliest_links(one) for one in translation.aligner_of(run, options.layer).align(*sides)]

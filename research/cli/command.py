@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 import traceback
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from research.errors import LostError, StoppedError, UserError, out_of_memory
+from research.errors import LostError, StoppedError, UserError, not_written, out_of_memory
+from research.training.progress import say
 
 # JAX and what needs it is imported by the commands that use it: help and most errors appear at once.
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def _resolved(description: Any, overrides: Mapping[str, str], command: Any) -> A
         from research.interchange.hub import as_run
         from research.training.warm_start import started_from
 
-        description = started_from(description, as_run(overrides["from"], message))
+        description = started_from(description, as_run(overrides["from"], say))
         overrides = {name: text for name, text in overrides.items() if name != "from"}
     description = override(description, overrides, other_names=own)
     if isinstance(description, Experiment):
@@ -67,21 +67,19 @@ def _resolved(description: Any, overrides: Mapping[str, str], command: Any) -> A
 def complain(error: BaseException) -> int:
     """Says what went wrong, in one line if it is no bug, and returns the exit code."""
     if isinstance(error, (UserError, StoppedError, LostError)):
-        message("headway: " + " ".join(str(error).split()))
+        say("headway: " + " ".join(str(error).split()))
         return error.exit_code
     if isinstance(error, KeyboardInterrupt):
-        message("headway: interrupted")
+        say("headway: interrupted")
         return 130
     if (lacking := out_of_memory(error)) is not None:
-        message(
+        say(
             f"headway: out of memory: {lacking}; make the model, the batch or its length smaller, raise"
             " --accumulate, or take more devices (headway show EXPERIMENT predicts what each needs)"
         )
         return UserError.exit_code
+    if (refused := not_written(error)) is not None:
+        say(f"headway: {refused}")
+        return UserError.exit_code
     traceback.print_exception(error)
     return 1
-
-
-def message(message: str) -> None:
-    """Says something on standard error."""
-    print(message, file=sys.stderr, flush=True)

@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from research.cli.command import complain, description_of, message
+from research.cli.command import complain, description_of
 from research.data.object_store import located
 from research.errors import UserError
+from research.training.progress import say
 from research.training.run_directory import is_run, on_disk
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def _train_network(
             directory,
             profile=profile,
             patience=options.watchdog or (1800.0 if several else None),
-            report=message if first else lambda text: None,
+            report=say if first else lambda text: None,
         )
     return result if first else None
 
@@ -125,8 +126,8 @@ def _train_statistical(description: PhraseBased | WordAlignment, directory: Path
         from research.cli.alignment import share_out
 
         share_out()
-        return alignment_training.run(description, directory, report=message)[0]
-    return phrase_training.run(description, directory, report=message)
+        return alignment_training.run(description, directory, report=say)[0]
+    return phrase_training.run(description, directory, report=say)
 
 
 def show(target: str, options: Show, overrides: Mapping[str, str]) -> None:

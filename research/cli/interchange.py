@@ -6,8 +6,8 @@ import dataclasses
 import json
 from collections.abc import Mapping
 
-from research.cli.command import message
 from research.errors import UserError
+from research.training.progress import say
 from research.training.run_directory import on_disk
 
 
@@ -75,8 +75,8 @@ def import_(source: str, options: Import, overrides: Mapping[str, str]) -> None:
     from research.training.description import load_experiment
 
     pickle = options.allow_pickle
-    directory = located(source, message, allow_pickle=pickle)
-    found = import_run(directory, on_disk(options.out), message, allow_pickle=pickle)
+    directory = located(source, say, allow_pickle=pickle)
+    found = import_run(directory, on_disk(options.out), say, allow_pickle=pickle)
     if options.json:
         print(json.dumps(found))
     else:
@@ -103,7 +103,7 @@ def export(run: str, directory: str, options: Export, overrides: Mapping[str, st
         made = quantize_run(load(run, options.checkpoint), on_disk(directory))
         print(json.dumps(made) if options.json else f"{run} with 8-bit weights is in {directory}")
         return
-    found = export_run(load(run, options.checkpoint), on_disk(directory), options.dtype, message)
+    found = export_run(load(run, options.checkpoint), on_disk(directory), options.dtype, say)
     if options.json:
         print(json.dumps(found))
     else:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from research.cli import alignment, masked_language_models, translation
-from research.cli.command import message
 from research.errors import UserError, nearest
+from research.training.progress import say
 
 if TYPE_CHECKING:
     from research.training.trained import Trained
@@ -140,7 +140,7 @@ def evaluate(target: str, options: Evaluate, overrides: Mapping[str, str]) -> No
         masked_language_models.evaluate(trained, data, whole=whole, as_json=options.json)
         return
     assert isinstance(data, TextData)
-    found = language_model.evaluate(trained, data, whole=whole, report=message)
+    found = language_model.evaluate(trained, data, whole=whole, report=say)
     if options.json:
         print(json.dumps(found))
     else:
@@ -159,7 +159,7 @@ def _evaluate_recall(trained: Trained, overrides: Mapping[str, str], *, as_json:
         raise UserError(
             f"--{next(iter(overrides))}: {trained.directory} learned from generated rows, not text"
         )
-    found = evaluate(trained, report=message)
+    found = evaluate(trained, report=say)
     if as_json:
         print(json.dumps(found))
     else:

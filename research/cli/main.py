@@ -17,7 +17,7 @@ from typing import Any
 
 from research.cli.command import Command, complain
 from research.cli.commands import COMMANDS
-from research.errors import LostError, StoppedError, UserError, nearest, out_of_memory
+from research.errors import LostError, StoppedError, UserError, nearest, not_written, out_of_memory
 
 
 def main(
@@ -41,7 +41,7 @@ def main(
         # The reader (head, less) has gone. Python would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
-        if out_of_memory(error) is None:
+        if out_of_memory(error) is None and not_written(error) is None:
             raise
         return complain(error)
     return 0

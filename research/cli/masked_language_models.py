@@ -7,8 +7,8 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from research.cli.command import message
 from research.errors import UserError
+from research.training.progress import say
 
 if TYPE_CHECKING:
     from research.data.labelled_text import LabelledText
@@ -54,7 +54,7 @@ def evaluate(trained: Trained, data: MaskedText, *, whole: bool, as_json: bool) 
     """Prints how many gaps a run fills right, in all of the text or in the part that is held out."""
     from research.training import masked_language_model
 
-    found = masked_language_model.evaluate(trained, data, whole=whole, report=message)
+    found = masked_language_model.evaluate(trained, data, whole=whole, report=say)
     if as_json:
         print(json.dumps(found))
         return
@@ -70,7 +70,7 @@ def evaluate_labels(trained: Trained, data: LabelledText, *, as_json: bool) -> N
     """Prints how well a classifier does on the labelled text of a file."""
     from research.training import classification
 
-    found = classification.evaluate(trained, data, report=message)
+    found = classification.evaluate(trained, data, report=say)
     summary = found.pop("summary")
     if as_json:
         print(json.dumps(found))
@@ -88,7 +88,7 @@ def evaluate_pairs(trained: Trained, overrides: Mapping[str, str], *, as_json: b
             "--task blimp needs --data.path FILE: JSON lines with sentence_good, sentence_bad, UID and "
             "linguistics_term (github.com/alexwarstadt/blimp)"
         )
-    found = grammar.evaluate(trained, overrides["data.path"], report=message)
+    found = grammar.evaluate(trained, overrides["data.path"], report=say)
     if as_json:
         print(json.dumps(found))
         return

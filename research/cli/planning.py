@@ -6,8 +6,9 @@ import dataclasses
 import json
 from collections.abc import Mapping
 
-from research.cli.command import experiment_of, message
+from research.cli.command import experiment_of
 from research.errors import UserError
+from research.training.progress import say
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +44,7 @@ def plan(target: str, options: Plan, overrides: Mapping[str, str]) -> None:
     default_platform_is_cpu()
     place = topology(options.topology, options.slices)
     if options.search:
-        rows = search(experiment, place, message)
+        rows = search(experiment, place, say)
         lines = (", ".join(f"{name} {value}" for name, value in row.items()) for row in rows)
         print(json.dumps(rows) if options.json else "\n".join(lines))
         return

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from research.cli.command import message
 from research.errors import UserError
+from research.training.progress import say
 
 if TYPE_CHECKING:
     from research.inference.beam import Beam
@@ -120,7 +120,7 @@ def translate(target: str, options: Translate, overrides: Mapping[str, str]) -> 
     def tell(done: int, what: str) -> None:
         nonlocal told
         told = time.monotonic()
-        message(f"{done:,} {what}, {done / (told - begin):.1f} per second")
+        say(f"{done:,} {what}, {done / (told - begin):.1f} per second")
 
     def progress(done: int) -> None:
         if time.monotonic() - told > _PATIENCE:
@@ -140,7 +140,7 @@ def translate(target: str, options: Translate, overrides: Mapping[str, str]) -> 
     if model.counts.lines:
         tell(model.counts.lines, "lines")
     for line in model.warnings():
-        message(line)
+        say(line)
 
 
 def _lines() -> Iterator[str]:
@@ -159,7 +159,7 @@ def compare(first: str, second: str, options: Compare, overrides: Mapping[str, s
 
     one, two = (translation.load(run, options.checkpoint) for run in (first, second))
     beam, data = Beam(options.beam, options.length_penalty), _tests(one, overrides)
-    found = translation.compare(one, two, data, beam=beam, report=message)
+    found = translation.compare(one, two, data, beam=beam, report=say)
     if options.json:
         print(json.dumps({"runs": [first, second], "splits": found}))
         return
@@ -185,7 +185,7 @@ def evaluate(trained: TranslationRun, overrides: Mapping[str, str], beam: Beam, 
     from research.training import translation
 
     data = _tests(trained, overrides)
-    found = translation.evaluate(trained, data, beam=beam, report=message)
+    found = translation.evaluate(trained, data, beam=beam, report=say)
     if as_json:
         print(json.dumps(found))
         return

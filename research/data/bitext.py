@@ -83,7 +83,7 @@ class PreparedBitext:
         """Returns "loss" in nats and "bits_per_token", of a target token, and "bits_per_byte" of the text."""
         nats = sums["loss"] / sums["weight"]
         bits = nats / math.log(2)
-        per_byte = self.valid.target_tokens / self.valid.target_bytes
+        per_byte = self.valid.target_tokens / max(self.valid.target_bytes, 1)
         return {"loss": nats, "bits_per_token": bits, "bits_per_byte": bits * per_byte}
 
 
@@ -142,8 +142,8 @@ class Bitext(ParallelText):
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens of a batch on either side, padding included, over all devices."""
-        return self.batch_tokens
+        """Tokens of a batch of the longest pairs on either side, padding included, over all devices."""
+        return math.prod(self.shapes()["tokens"][0])
 
     def shapes(self) -> dict[str, tuple[tuple[int, ...], str]]:
         """Returns shape and dtype of the arrays of a batch of the longest pairs, over all devices."""

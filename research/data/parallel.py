@@ -306,7 +306,9 @@ class ParallelText:
         return ParallelFiles(files)
 
     def training_pairs(self, text: ParallelSource) -> tuple[list[Pair], list[Pair]]:
-        """Returns the pairs for training and for validation, as they are."""
+        """Returns the pairs for training and for validation, as they are; ``UserError`` if there are none."""
+        if "train" not in text.splits():
+            raise UserError(f'data.corpus "{self.corpus}" has nothing to train on')
         train = list(text.pairs("train"))
         if "valid" in text.splits():
             return train, list(text.pairs("valid"))

@@ -153,13 +153,16 @@ class _Loop:
             self._after_step()
         self._settle()
         if self.step < last and not self._exhausted():
-            self._save({})
+            self._save(self.validation[1] if self.validation[0] == self.step else {})
             self.checkpoints.wait()
             cause = self.interrupt.received or "a signal to another process"
             raise StoppedError(
                 f"stopped by {cause} at step {self.step} of {last}; saved in {self.directory}:"
                 " the same command goes on from there"
             )
+        if self.step < last:
+            said = f"{self.experiment.evaluation.patience} evaluations without a better one"
+            self.display.note(f"ended at step {self.step} of {last}: {said}")
         if self.validation[0] != self.step or not self.validation[1]:
             self._evaluate()
         if self.saved != self.step:

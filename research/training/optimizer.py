@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from typing import Any
 
@@ -16,7 +17,12 @@ from research.training.paths import path_name
 NO_DECAY = re.compile(r"(bias|scale|sink|lambda_\w+)$")
 """Parameters that weight decay leaves alone."""
 MATRIX = re.compile(r"blocks(_\d+)?/.*kernel$")
-"""Parameters that Muon orthogonalises."""
+"""Matrices of blocks, stacked over layers."""
+RECURRENT = re.compile(
+    r"(forward|backward|cells)_\d+/(kernel|recurrent)$"
+    r"|(attentional|state_projection|source_projection|position_projection)/kernel$"
+)
+"""Matrices of LSTMs and of their attention."""
 
 
 def decays(params: Any) -> Any:
@@ -91,7 +97,10 @@ class Adafactor:
 
 @dataclasses.dataclass(frozen=True)
 class Muon:
-    """Muon (Jordan et al., 2024) for the matrices of the blocks, AdamW for everything else."""
+    """Muon (Jordan et al., 2024) for the matrices of blocks and LSTMs, AdamW for everything else.
+
+    Adapters count as something else.
+    """
 
     learning_rate: float = 2e-2
     """Peak learning rate of Muon."""
@@ -114,17 +123,23 @@ class Muon:
                 ),
                 "other": AdamW(self.adam_learning_rate, weight_decay=self.weight_decay).build(schedule),
             },
-            lambda params: jax.tree.map_with_path(
-                lambda path, _: "matrix" if MATRIX.search(path_name(path)) else "other", params
-            ),
+            functools.partial(jax.tree.map_with_path, _kind),
         )
 
 
-def matrix_axes(path: Any, leaf: Any) -> contrib.MuonDimensionNumbers:
-    """Returns which axes of a stacked kernel [layers, …] are a matrix's inputs and outputs.
+def _kind(path: Any, _: Any) -> str:
+    name = path_name(path)
+    return "matrix" if MATRIX.search(name) or RECURRENT.search(name) else "other"
 
-    Projections to heads are [layers, width, heads, head_dim], from heads [layers, heads, head_dim, width].
+
+def matrix_axes(path: Any, leaf: Any) -> contrib.MuonDimensionNumbers:
+    """Returns which axes of a kernel are a matrix's inputs and outputs.
+
+    Those of blocks are stacked, [layers, …]: projections to heads are [layers, width, heads, head_dim], from
+    heads [layers, heads, head_dim, width]. Those of LSTMs are [inputs, outputs], all gates one matrix.
     """
+    if leaf.ndim == 2:
+        return contrib.MuonDimensionNumbers(reduction_axis=0, output_axis=1)
     inputs = leaf.ndim - 2 if path_name(path).endswith("output/kernel") else 1
     return contrib.MuonDimensionNumbers(
         reduction_axis=tuple(range(1, 1 + inputs)), output_axis=tuple(range(1 + inputs, leaf.ndim))

@@ -58,8 +58,6 @@ class _Text(NamedTuple):
 def _read(description: PhraseBased) -> _Text:
     text = description.data.open()
     text.fingerprint()  # tells of files that are missing
-    if "train" not in text.splits():
-        raise UserError(f'data.corpus "{description.data.corpus}" has nothing to train on')
     sides = [_sides(pairs) for pairs in description.data.training_pairs(text)]
     counts = [len(source) for source, _ in sides]
     if not all(counts):

@@ -32,6 +32,7 @@ from research.training.step import (
     key_for,
     whole_gradient,
 )
+from research.training.validity import validate
 
 
 class Prepared(Protocol):
@@ -103,11 +104,13 @@ def functions(experiment: Experiment, mesh: Mesh | AbstractMesh | None = None) -
     On an abstract mesh they can be traced, and not compiled.
 
     Raises:
-      UserError: the mesh does not fit the devices, or the strategy does not fit the parameters.
+      UserError: the experiment's own mesh does not fit the devices or the batch, or the strategy does not fit
+        the parameters.
     """
     if mesh is None:
         sharding = experiment.sharding
         mesh = make_mesh(sharding.data, sharding.fsdp, sharding.tensor, sharding.sequence)
+        validate(experiment, mesh.shape)
     mesh = cast(Mesh, mesh)  # an abstract one does as long as nothing is compiled
     model, objective = experiment.model, experiment.objective
     module = model.build()

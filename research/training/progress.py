@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -87,7 +88,16 @@ class Display:
         return f"  {rate * self._tokens:,.0f} tokens/s  {flops}  {left} left"
 
     def _print(self, text: str) -> None:
-        print(text, file=self._stream, flush=True)
+        say(text, self._stream)
+
+
+def say(text: str, stream: TextIO | None = None) -> None:
+    """Writes a line to ``stream`` (standard error); that its reader has gone (``| head``) ends nothing."""
+    stream = stream or sys.stderr
+    try:
+        print(text, file=stream, flush=True)
+    except BrokenPipeError:  # whatever else is written there, at exit too, is to go nowhere as well
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _live(stream: TextIO) -> Progress:

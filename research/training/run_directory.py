@@ -257,7 +257,7 @@ def claim(path: Path | str, description: dict[str, Any], *, primary: bool = True
             _acquire(lock, directory)
             if directory.mirror:
                 directory.mirror.fetch()
-            _check_same_experiment(directory, description)
+            check_same_experiment(directory, description)
             _check_steps_to_come(directory, description)
             if not directory.mirror:
                 directory.checkpoints.mkdir(exist_ok=True)
@@ -323,8 +323,8 @@ def _refuse_foreign(directory: RunDirectory) -> None:
         )
 
 
-def _check_same_experiment(directory: RunDirectory, description: dict[str, Any]) -> None:
-    """Refuses a directory that another experiment has made, naming the first fields that differ."""
+def check_same_experiment(directory: RunDirectory, description: dict[str, Any]) -> None:
+    """Refuses (``UserError``) a directory of another experiment, naming the first fields that differ."""
     if not directory.experiment.exists():
         return
     # Through JSON, so that tuples and lists compare equal.

@@ -88,14 +88,14 @@ def run(
         # One process speaks for all.
         display = Display(sys.stderr if primary else stack.enter_context(open(os.devnull, "w")))
         outcome = train(program, experiment, owned, display=display, profile=profile, patience=patience)
-        params, validation = outcome.state.evaluated, outcome.validation
+        step, params, validation = outcome.step, outcome.state.evaluated, outcome.validation
         if experiment.evaluation.patience is not None:
-            params, validation = best_of(owned, experiment, parts)
+            step, params, validation = best_of(owned, experiment, parts)
         conclude = CONCLUSIONS[type(experiment.objective)]
         conclusion = conclude(experiment, prepared, parts, model_parameters(experiment, params), report)
     return Result(
         run=str(directory),
-        step=outcome.step,
+        step=step,
         seconds=outcome.seconds,
         tokens_per_second=outcome.tokens_per_second,
         validation=conclusion.values.get("validation", validation),

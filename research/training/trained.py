@@ -80,10 +80,10 @@ def load(path: str | Path, checkpoint: str = "best", *, codes: bool = False) -> 
 
 def best_of(
     directory: RunDirectory, experiment: Experiment, parts: Functions
-) -> tuple[Any, dict[str, float]]:
-    """Returns the parameters to evaluate of a run's best checkpoint, on the run's mesh, and its metrics."""
+) -> tuple[int, Any, dict[str, float]]:
+    """Returns step, parameters to evaluate (on the run's mesh) and metrics of a run's best checkpoint."""
     step = directory.best()
-    return _restored(directory, experiment, parts, step), directory.checkpoint_metrics(step)
+    return step, _restored(directory, experiment, parts, step), directory.checkpoint_metrics(step)
 
 
 def evaluated(experiment: Experiment) -> str:

@@ -78,6 +78,32 @@ def test_what_is_done_is_not_run_again_and_what_has_changed_is(tmp_path):
     assert len(started(tmp_path)) == 4
 
 
+def test_a_row_that_is_called_otherwise_is_done_already(tmp_path):
+    grid = dataclasses.replace(GRID, seeds=(0,), learning_rates=(1e-3,))
+    run(grid, ROWS, tmp_path, report=lambda line: None, command=fake)
+    (tmp_path / "started").unlink()
+    renamed = tuple(Row((("mechanism", label.upper()),), BASE, 1000) for label in ("full", "window"))
+    results = run(grid, renamed, tmp_path, report=lambda line: None, command=fake)
+    assert [result["labels"] for result in results] == [{"mechanism": "FULL"}, {"mechanism": "WINDOW"}]
+    assert not (tmp_path / "started").exists()
+
+
+def test_what_other_descriptions_have_found_is_not_lost_by_a_mistake(tmp_path):
+    grid = dataclasses.replace(GRID, seeds=(0,), learning_rates=(1e-3,))
+    first = run(grid, ROWS, tmp_path, report=lambda line: None, command=fake)
+    for result in first:  # as a point's training leaves it
+        place = tmp_path / result["directory"] / "run"
+        place.mkdir(exist_ok=True)
+        (place / "experiment.json").write_text(json.dumps(result["experiment"]))
+    wider = dataclasses.replace(BASE, model=dataclasses.replace(BASE.model, width=32))
+    rows = tuple(dataclasses.replace(row, experiment=wider) for row in ROWS)
+    with pytest.raises(UserError, match=r"model\.width \(16 there, 32 now\)"):
+        run(grid, rows, tmp_path, report=lambda line: None, command=fake)
+    said = []
+    assert run(grid, ROWS, tmp_path, report=said.append, command=fake) == first
+    assert said == ["2 points are done already"]
+
+
 def test_a_point_of_an_older_format_is_what_it_was_then(tmp_path):
     grid = dataclasses.replace(GRID, seeds=(0,), learning_rates=(1e-3,))
     model = dataclasses.replace(BASE.model, positions=Sinusoidal())

@@ -30,7 +30,7 @@ def files(tmp_path):
 
 def bitext(files, **fields):
     source, target = map(str, files)
-    return Bitext(corpus="files", source=source, target=target, **{"batch_tokens": 512, **fields})
+    return Bitext(source=source, target=target, **{"corpus": "files", "batch_tokens": 512, **fields})
 
 
 def test_lines_end_at_line_feeds_alone(tmp_path):
@@ -174,6 +174,11 @@ def test_an_empty_text_or_side_is_one_line(tmp_path):
         bitext((tmp_path / "full", tmp_path / "full"), length=9, **valid).prepare(vocabulary=260)
     with pytest.raises(UserError, match=r"no pairs are left for data split 'train': .* 2 empty"):
         bitext((tmp_path / "full", tmp_path / "blank")).prepare(vocabulary=300)
+
+
+def test_test_files_are_nothing_to_train_on(files):
+    with pytest.raises(UserError, match=r'data\.corpus "test" has nothing to train on'):
+        bitext(files, corpus="test").prepare(vocabulary=300)
 
 
 def test_problems_are_told():

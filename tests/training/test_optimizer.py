@@ -10,6 +10,7 @@ import pytest
 
 from research.attention.mechanisms import Softmax
 from research.models.gpt import GPT
+from research.models.seq2seq import Alignment, Seq2Seq
 from research.training.optimizer import Adafactor, AdamW, Lion, Muon, decays, matrix_axes
 from research.training.paths import path_name
 
@@ -151,6 +152,40 @@ def test_muons_matrices_of_a_gpt_have_its_fan_in_and_fan_out(heads):
         assert axes.reduction_axis[0] == 1 and axes.output_axis[-1] == leaf.ndim - 1
         sizes = tuple(int(np.prod([leaf.shape[i] for i in group])) for group in axes)
         assert sizes == fans[path.split("/")[-2]], path
+
+
+LSTM_FANS = {
+    "encoder/forward_0/kernel": (12, 24),  # half the width in each direction, four gates
+    "encoder/forward_0/recurrent": (6, 24),
+    "encoder/backward_0/kernel": (12, 24),
+    "encoder/backward_0/recurrent": (6, 24),
+    "cells_0/kernel": (24, 48),
+    "cells_0/recurrent": (12, 48),
+    "attentional/kernel": (24, 12),
+    "state_projection/kernel": (12, 12),
+    "source_projection/kernel": (12, 12),
+    "position_projection/kernel": (12, 12),
+}
+
+
+def test_muon_orthogonalises_the_matrices_of_an_lstm_and_its_attention():
+    model = Seq2Seq(vocabulary=16, layers=1, width=12, attention=Alignment("concat", "predictive"))
+    tokens = jnp.zeros((1, 4), jnp.int32)
+    params = model.build().init(jax.random.key(0), tokens, tokens)["params"]
+    random = np.random.default_rng(0)
+    gradient = jax.tree.map(lambda x: jnp.asarray(random.normal(size=x.shape), x.dtype), params)
+    muon = Muon(learning_rate=0.1, adam_learning_rate=0.1, weight_decay=0.0)
+    found = next(steps(muon, params, [gradient]))
+    spread = {}
+    for path, before in by_path(params).items():
+        update = (before - found[path]) / (0.1 * RATES[0])
+        if update.ndim == 2:
+            spread[path] = (
+                np.linalg.svd(update, compute_uv=False) / max(1, np.divide(*update.shape[::-1])) ** 0.5
+            )
+    orthogonal = {path for path, values in spread.items() if (np.abs(values - 1) < 0.45).all()}
+    assert orthogonal == set(LSTM_FANS) and set(spread) - orthogonal == {"token_embedding/table"}
+    assert {path: by_path(params)[path].shape for path in orthogonal} == LSTM_FANS
 
 
 def gpt_parameters(gpt: GPT) -> dict[str, jax.ShapeDtypeStruct]:
