@@ -68,6 +68,12 @@ def test_a_run_translates_scores_and_is_scored(place, monkeypatch, capsys):
     assert empty == {"candidates": [{"text": "", "score": 0.0, "log_probability": 0.0}]}
     assert len(first["candidates"]) == len(last["candidates"]) == 2
     assert "3 lines" in err
+    say(monkeypatch, b"a b d\n")
+    assert main(["translate", run, "--beam", "2", "--json", "--n_best", "1"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"candidates": first["candidates"][:1]}
+    monkeypatch.setattr(sys, "stdin", None)
+    assert main(["translate", run]) == 2
+    assert "there is no standard input" in capsys.readouterr().err
     (place / "given").write_text("\n".join(first["candidates"][i]["text"] for i in (0, 1)) + "\n")
     files = ["--data.source", str(place / "s"), "--data.target", str(place / "t")]
     assert main(["evaluate", run, *files, "--json", "--beam", "1"]) == 0
@@ -107,6 +113,9 @@ def test_pairs_too_long_for_the_model_have_no_part_in_bits_per_token(place, tmp_
         (["--beam", "271"], "--beam 271 is larger than the vocabulary: 270 tokens"),
         (["--beam", "2", "--n_best", "3"], "at most the beam of 2"),
         (["--beam", "0"], "a beam of 0"),
+        (["--temperature", "1", "--beam", "3"], "--beam plays no part in a draw (--temperature)"),
+        (["--seed", "3"], "--seed plays no part in a search: it goes with --temperature"),
+        (["--score", "t", "--coverage_penalty", "1"], "--coverage-penalty plays no part in --score"),
     ],
 )
 def test_bad_options_are_one_line(place, arguments, words, monkeypatch, capsys):
@@ -128,6 +137,9 @@ def test_runs_of_one_vocabulary_translate_as_one(place, monkeypatch, capsys):
         "262",
     ]
     assert main(["train", str(place / "tiny.py"), "--workdir", other, "--steps", "1", *own]) == 0
+    larger, same = str(place / "larger"), str(place / "run" / "tokenizer.json")
+    more = ["--model.vocabulary", "300", "--data.tokenizer", same]
+    assert main(["train", str(place / "tiny.py"), "--workdir", larger, "--steps", "1", *more]) == 0
     capsys.readouterr()
     say(monkeypatch, b"a b d\n" + b"a b c c . " * 8 + b"\n")
     assert main(["translate", other, "--beam", "1", "--replace_unknown", "true", "--ensemble", other]) == 0
@@ -135,9 +147,10 @@ def test_runs_of_one_vocabulary_translate_as_one(place, monkeypatch, capsys):
     assert out.count("\n") == 2 and "1 lines were translated in parts" in err
     for arguments, words in (
         ([run, "--ensemble", other], "have different vocabularies: they make no ensemble"),
+        ([run, "--ensemble", larger], "have different vocabularies: they make no ensemble"),
         ([run, "--replace_unknown", "true"], "its tokenizer can express any text"),
         ([run, "--temperature", "1", "--n_best", "2"], "one translation of each line is drawn"),
-        ([run, "--top_p", "0.5"], "--top-p goes with --temperature"),
+        ([run, "--top_p", "0.5"], "--top-p plays no part in a search: it goes with --temperature"),
     ):
         say(monkeypatch, b"a\n")
         assert main(["translate", *arguments]) == 2

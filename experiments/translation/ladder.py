@@ -49,7 +49,9 @@ ATTENTIONS = {
     "dot": ("--model.attention.score", "dot"),
     "general": ("--model.attention.score", "general"),
     "concat": ("--model.attention.score", "concat"),
-    "local": ("--model.attention.locality", "predictive"),
+    "local-m": ("--model.attention.locality", "monotonic"),
+    "local-p": ("--model.attention.locality", "predictive"),
+    "coverage": ("--model.attention.coverage", "true"),
 }
 RUNGS: dict[str, tuple[str, ...]] = {
     "ibm-model": ("ibm_model.py",),
@@ -297,4 +299,5 @@ if __name__ == "__main__":
     try:
         main()
     except UserError as error:
-        sys.exit(f"ladder: {error}")
+        print(f"ladder: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

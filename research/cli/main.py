@@ -32,6 +32,8 @@ def main(
       commands: the commands there are, by name.
       program: what stands before a command's name where it is called.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")  # as what is read is, wherever this runs
     try:
         _dispatch(list(sys.argv[1:] if arguments is None else arguments), commands, program)
         sys.stdout.flush()

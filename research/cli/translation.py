@@ -82,17 +82,8 @@ def translate(target: str, options: Translate, overrides: Mapping[str, str]) -> 
     from research.training.trained import Trained
     from research.training.translation import load, translator_of
 
-    if not 0 <= options.n_best <= options.beam:
-        raise UserError(f"--n-best {options.n_best}: at most the beam of {options.beam}")
+    _check(options)
     search: Beam | Draws = Beam(options.beam, options.length_penalty, options.coverage_penalty)
-    if options.temperature is None and options.top_p is not None:
-        raise UserError("--top-p goes with --temperature: it is for draws, not for a search")
-    if options.temperature is not None and options.n_best > 1:
-        raise UserError(
-            f"--n-best {options.n_best}: with --temperature one translation of each line is drawn"
-        )
-    if not 0 <= options.seed < 2**32:
-        raise UserError(f"--seed {options.seed}: between 0 and {2**32 - 1}")
     if options.temperature is not None:
         search = Draws(Decoding(options.temperature, top_p=options.top_p), options.seed)
     trained = load(target, options.checkpoint)
@@ -128,7 +119,8 @@ def translate(target: str, options: Translate, overrides: Mapping[str, str]) -> 
 
     for number, candidates in enumerate(model.translate(_lines(), first=_FIRST, progress=progress)):
         if options.json:
-            print(json.dumps({"candidates": [dataclasses.asdict(one) for one in candidates]}))
+            told_of = candidates[: options.n_best or None]
+            print(json.dumps({"candidates": [dataclasses.asdict(one) for one in told_of]}))
         elif options.n_best:
             for one in candidates[: options.n_best]:
                 probability = "" if one.log_probability is None else f" ||| {one.log_probability:.6f}"
@@ -143,8 +135,37 @@ def translate(target: str, options: Translate, overrides: Mapping[str, str]) -> 
         say(line)
 
 
+def _check(options: Translate) -> None:
+    """Refuses values out of range, and options that the way of translating asked for would ignore."""
+    if not 0 <= options.n_best <= options.beam:
+        raise UserError(f"--n-best {options.n_best}: at most the beam of {options.beam}")
+    if not 0 <= options.seed < 2**32:
+        raise UserError(f"--seed {options.seed}: between 0 and {2**32 - 1}")
+    given = {
+        field.name.replace("_", "-")
+        for field in dataclasses.fields(options)
+        if getattr(options, field.name) != field.default
+    }
+    search, draws = ["beam", "length-penalty", "coverage-penalty"], ["top-p", "seed"]
+    if options.score is not None:
+        way, idle = "--score", [*search, *draws, "n-best", "temperature", "replace-unknown"]
+    elif options.temperature is not None:
+        way, idle = "a draw (--temperature)", search
+    else:
+        way, idle = "a search: it goes with --temperature", draws
+    if options.temperature is not None and options.n_best > 1:
+        raise UserError(
+            f"--n-best {options.n_best}: with --temperature one translation of each line is drawn"
+        )
+    for name in idle:
+        if name in given:
+            raise UserError(f"--{name} plays no part in {way}")
+
+
 def _lines() -> Iterator[str]:
     """Yields the lines of standard input; UserError, with its number, for one that is not UTF-8."""
+    if sys.stdin is None:
+        raise UserError("there is no standard input to translate")
     for number, line in enumerate(sys.stdin.buffer, start=1):
         try:
             yield line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8")

@@ -6,14 +6,22 @@ import dataclasses
 import difflib
 import glob
 import json
-import lzma
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from research.data.documents import Document, LocalSource
-from research.data.object_store import OPENERS, explained, is_object, located, objects, opened, version
+from research.data.object_store import (
+    OPENERS,
+    UNREADABLE,
+    explained,
+    is_object,
+    located,
+    objects,
+    opened,
+    version,
+)
 from research.errors import UserError, nearest
 
 
@@ -98,7 +106,7 @@ class TextFiles(LocalSource):
                     if text := _decode(line, file, number, offset).removeprefix("\ufeff").strip():
                         yield {"path": f"{key}:{number}", "text": self._field(text, f"{file}, line {number}")}
                     offset += len(line)
-        except (OSError, EOFError, lzma.LZMAError) as error:
+        except UNREADABLE as error:
             raise UserError(f"cannot read {file}: {getattr(error, 'strerror', None) or error}") from error
 
     def _field(self, line: str, where: str) -> str:

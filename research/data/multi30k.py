@@ -74,13 +74,23 @@ class Multi30k(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type
             yield number, dict(zip(files, lines, strict=True))
 
     def _file(self, dl_manager: tfds.download.DownloadManager, split: str, language: str) -> Path:
-        stem = f"{_FILES[split]}.lc.norm.tok.{language}" if self._tokenised else f"{_FILES[split]}.{language}"
-        if self._directory is None:
-            folder, suffix = ("tok", "") if self._tokenised else ("raw", ".gz")
-            return Path(dl_manager.download(f"{ADDRESS}/{folder}/{stem}{suffix}"))
-        directory = Path(self._directory).expanduser()
-        for suffix in _SUFFIXES:
-            for place in (directory, directory / ("tok" if self._tokenised else "raw")):
-                if (place / f"{stem}{suffix}").is_file():
-                    return place / f"{stem}{suffix}"
-        raise UserError(f"{directory} has no file {stem} of Multi30k (plain, .gz or .xz); see {ADDRESS}")
+        if self._directory is not None:
+            return local_file(self._directory, split, language, tokenised=self._tokenised)
+        folder, suffix = ("tok", "") if self._tokenised else ("raw", ".gz")
+        name = _stem(split, language, tokenised=self._tokenised)
+        return Path(dl_manager.download(f"{ADDRESS}/{folder}/{name}{suffix}"))
+
+
+def local_file(directory: str, split: str, language: str, *, tokenised: bool) -> Path:
+    """Returns the file of one side of a split; ``UserError`` if the directory has none."""
+    place = Path(directory).expanduser()
+    stem = _stem(split, language, tokenised=tokenised)
+    for suffix in _SUFFIXES:
+        for folder in (place, place / ("tok" if tokenised else "raw")):
+            if (folder / f"{stem}{suffix}").is_file():
+                return folder / f"{stem}{suffix}"
+    raise UserError(f"{place} has no file {stem} of Multi30k (plain, .gz or .xz); see {ADDRESS}")
+
+
+def _stem(split: str, language: str, *, tokenised: bool) -> str:
+    return f"{_FILES[split]}.lc.norm.tok.{language}" if tokenised else f"{_FILES[split]}.{language}"

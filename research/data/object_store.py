@@ -12,6 +12,7 @@ import gzip
 import lzma
 import os
 import re
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -20,6 +21,8 @@ from research.errors import UserError, unwrapped
 
 OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
 """What opens compressed files, by suffix."""
+UNREADABLE = (OSError, EOFError, lzma.LZMAError, zlib.error)
+"""What reading a file may raise, a damaged compressed one too."""
 _URL = re.compile(r"([a-z][a-z0-9+]+):/+([^/]+)(.*)", re.DOTALL)  # a Path has one slash only
 
 

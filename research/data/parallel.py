@@ -8,13 +8,12 @@ import functools
 import hashlib
 import itertools
 import json
-import lzma
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from research.data.cache import build_once, cache_directory, content_hash
-from research.data.object_store import is_file, located, opened, version
+from research.data.object_store import UNREADABLE, is_file, located, opened, version
 from research.errors import UserError, nearest
 
 Pair = tuple[str, str]
@@ -57,7 +56,7 @@ def lines_of(path: Path) -> Iterator[str]:
                         f"{path}, line {number} is not UTF-8 (byte {error.start} of the line); if it is "
                         "Latin-1, convert it with: iconv -f latin1 -t utf-8"
                     ) from None
-    except (OSError, EOFError, lzma.LZMAError) as error:
+    except UNREADABLE as error:
         raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
 
 
@@ -157,9 +156,17 @@ class Multi30kText(ParallelSource):
     """The owners' lower-cased, normalised, tokenised form, on which most figures are published."""
 
     def fingerprint(self) -> list[object]:
-        """Returns what identifies the text."""
-        place = [str(Path(self.directory).expanduser().absolute())] if self.directory else []
-        return ["multi30k", self.source, self.target, self.tokenised, *place]
+        """Returns what identifies the text: of a directory its files; ``UserError`` if it lacks one."""
+        from research.data.multi30k import local_file
+
+        found: list[object] = ["multi30k", self.source, self.target, self.tokenised]
+        if self.directory is None:
+            return found
+        for split in self.splits():
+            for language in (self.source, self.target):
+                file = local_file(self.directory, split, language, tokenised=self.tokenised)
+                found.append([str(file.absolute()), *version(file)])
+        return found
 
     def splits(self) -> list[str]:
         """Returns the names of the splits: training, validation and those tests that have both languages."""
@@ -196,8 +203,10 @@ class NamedTranslation(ParallelSource):
     target: str
 
     def fingerprint(self) -> list[object]:
-        """Returns the full name and version, and the languages."""
-        return [self._builder().info.full_name, self.source, self.target]
+        """Returns the full name and version, and the languages; ``UserError`` if it lacks one of them."""
+        builder = self._builder()
+        self._pair(builder)  # before anything is downloaded
+        return [builder.info.full_name, self.source, self.target]
 
     def splits(self) -> list[str]:
         """Returns the names of the splits, the validation split as "valid".

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import lzma
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from research.data.files import OPENERS, record_of
+from research.data.files import record_of
+from research.data.object_store import OPENERS, UNREADABLE
 from research.errors import UserError, nearest
 
 _TOKENS = 1 << 13
@@ -71,7 +71,7 @@ def _read(file: Path) -> Iterator[Pair]:
             for number, line in enumerate(stream, start=1):
                 if line.strip():
                     yield _pair(line, f"{file}, line {number}")
-    except (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError) as error:
+    except (*UNREADABLE, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {file}: {getattr(error, 'strerror', None) or error}") from None
 
 

@@ -194,6 +194,8 @@ class Translator:
 
         ``count`` is given the number of lines of each batch when it is done.
         """
+        if self._replaces:  # attention is of these words: no other spaces may have tokens of their own
+            lines = [" ".join(words_of(line)) for line in lines]
         sources = encode(self._source_tokenizer, lines)
         found: list[list[Candidate]] = [[Candidate("", 0.0, 0.0)] for _ in lines]
         order = sorted((i for i, line in enumerate(lines) if line.strip()), key=lambda i: len(sources[i]))

@@ -121,9 +121,16 @@ def _member(other: TranslationRun, run: Trained) -> Trained:
     languages = [(part.source_language, part.target_language) for part in data]
     if languages[0] != languages[1]:
         raise UserError(f"{names} translate different languages: they make no ensemble")
-    sources = [_source_tokenizer(one).digest() for one in (other, run)]
-    targets = [(one.tokenizer.digest(), one.tokenizer.start) for one in (other, run)]
-    if sources[0] != sources[1] or targets[0] != targets[1]:
+    own, theirs = (
+        (
+            _source_tokenizer(one).digest(),
+            one.tokenizer.digest(),
+            one.tokenizer.start,
+            one.experiment.model.vocabulary,
+        )
+        for one in (run, other)
+    )
+    if own != theirs:
         raise UserError(f"{names} have different vocabularies: they make no ensemble")
     return other
 

@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,19 @@ def test_different_line_counts_are_both_told(tmp_path, left, right, counts):
     (tmp_path / "r").write_text(right)
     with pytest.raises(UserError, match=rf"l has {counts[0]} lines and .*r {counts[1]}:"):
         list(aligned(tmp_path / "l", tmp_path / "r"))
+
+
+def test_a_damaged_file_is_one_line(tmp_path):
+    whole = gzip.compress(b"some text, long enough to be packed\n" * 9)
+    refused = set()
+    for place in range(10, len(whole)):  # what is damaged decides how the library says so
+        (tmp_path / "a.gz").write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        try:
+            list(lines_of(tmp_path / "a.gz"))
+        except UserError as error:
+            assert str(error).startswith(("cannot read", f"{tmp_path / 'a.gz'}, line"))
+            refused.add(type(error.__cause__))
+    assert zlib.error in refused and OSError in {kind.__base__ for kind in refused}
 
 
 def test_invalid_utf8_names_file_and_line(tmp_path):
@@ -199,6 +213,9 @@ def test_multi30k_from_a_directory(tmp_path):
     assert text.splits() == ["train", "valid", "test_2016_flickr", "test_2017_flickr", "test_2017_mscoco"]
     assert list(text.pairs("valid")) == [(f"fr val {i}", f"de val {i}") for i in range(2)]
     assert len(list(text.pairs("train"))) == 5
+    with gzip.open(tmp_path / "val.fr.gz", "wt", encoding="utf-8") as stream:
+        stream.write("un autre\ntexte\n")
+    assert list(data.open().pairs("valid")) == [("un autre", "de val 0"), ("texte", "de val 1")]
 
 
 def test_multi30k_whose_files_differ_in_length_is_refused(tmp_path):

@@ -149,11 +149,13 @@ def test_unknown_words_are_those_of_the_source_that_are_attended_to():
 
     unigram = Tokenizer.train_unigram([" a b c"] * 9, 12)
     given = ["Oslo a b Rom", "Paris", ""]
-    words = Tokenizer.characters("OslabRomPir ")  # as many pieces as characters
+    words = Tokenizer.characters("OslabRomPir \t")  # as many pieces as characters
     model = Translator(
         Copies(), {}, unigram, context=64, search=Beam(1), source_tokenizer=words, replace_unknown=True
     )
     assert [found[0].text for found in model.translate(given)] == given
+    apart = next(model.translate(["Oslo  a\tb  Rom Paris"]))  # spaces that are no part of a word
+    assert apart[0].text == "Oslo a b Rom Paris"
     plain = Translator(Copies(), {}, unigram, context=64, search=Beam(1), source_tokenizer=words)
     assert next(plain.translate(["Paris"]))[0].text == ""
 
