@@ -9,6 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+LARGEST = 60.0
+"""Logit of the largest feature of a key: ten thousand million such keys still have a sum in float32."""
+
 
 def elu_plus_one(x: Float[Array, "*shape dim"]) -> Float[Array, "*shape dim"]:
     """Returns elu(x) + 1, dtype of x: positive everywhere (Katharopoulos et al., 2020, eq. 7)."""
@@ -54,12 +57,13 @@ def favor_query(
 def favor_key(
     k: Float[Array, "*shape dim"], directions: Float[Array, "features dim"]
 ) -> Float[Array, "*shape features"]:
-    """Returns positive random features of keys (see ``favor``), times exp(-dim / 2).
+    """Returns positive random features of keys (see ``favor``), times sqrt(features).
 
-    |direction|^2 / 2, which is dim / 2 on average, is the most that a logit can be: no key overflows, and
-    unlike the maximum over keys that the paper's code takes out, this depends on no later token.
+    Logits are cut at LARGEST, so that sums over many keys do not overflow: the most that one can be is
+    |direction|^2 / 2, dim / 2 on average, for a key that is the direction. Unlike the maximum over keys that
+    the paper's code takes out, this depends on no later token.
     """
-    return jnp.exp(_favor_logits(k, directions) - k.shape[-1] / 2)
+    return jnp.exp(jnp.minimum(_favor_logits(k, directions), LARGEST))
 
 
 def favor(

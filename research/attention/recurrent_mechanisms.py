@@ -215,10 +215,10 @@ class LinearTransformer(Recurrent):
 class Performer(Recurrent):
     """Softmax attention in expectation, by positive orthogonal random features (Choromanski et al., 2021).
 
-    Departures: a key's features are scaled by a constant where the paper's code takes out a maximum over all
-    keys, future ones included; nothing is added to features to keep them from 0; all layers and heads have
-    the same directions. So keys several times longer than sqrt(head_dim) (six times, at 64 channels) have no
-    features that float32 could hold, and a token that sees no others reads 0.
+    Departures: the paper's code takes a maximum over all keys, future ones included, out of the logits of
+    keys, which here are cut where float32 ends; nothing is added to features to keep them from 0; all layers
+    and heads have the same directions. So keys several times longer than sqrt(head_dim) (six times, at 64
+    channels) have no features that float32 could hold, and a token that sees no others reads 0.
     """
 
     normalised: ClassVar[bool] = True

@@ -86,7 +86,11 @@ class RecurrentAttention(nn.Module):
             out = both_ways(q, k, v, log_decay=log_decay, strength=strength, tokens=tokens)
         if form.normalised:
             total = out[..., -1:]
-            out = out[..., :-1] / jnp.where(total == 0, jnp.ones((), out.dtype), total)
+            # By the size of the sum first, which may be so small that the derivative of a quotient, with its
+            # square, would not be finite.
+            one = jnp.ones((), out.dtype)
+            size = jax.lax.stop_gradient(jnp.where(total == 0, one, total))
+            out = (out[..., :-1] / size) / jnp.where(total == 0, one, total / size)
         out = self._output(x, out.astype(x.dtype), values)
         return dropout(out, spec.dropout, output_key), after
 

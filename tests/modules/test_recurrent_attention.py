@@ -93,6 +93,22 @@ def test_a_linear_transformer_reads_a_memory():
         np.testing.assert_allclose(out[row], want, atol=1e-6)
 
 
+@pytest.mark.parametrize(("head_dim", "scale"), [(64, 1.0), (64, 3.0), (128, 1.0), (256, 1.0)])
+def test_performers_gradients_are_finite_whatever_the_width_and_size_of_its_keys(head_dim, scale):
+    mixer = layer(Performer(random_features=32), Geometry(head_dim, 1, 1, head_dim, context=16))
+    x = jax.random.normal(jax.random.key(0), (1, 16, head_dim))
+    params = mixer.init(jax.random.key(1), x)
+    # Unit kernels: the variance of queries and keys is that of x, times scale^2.
+    grown = jax.tree.map(lambda w: w * (scale / w.std() / head_dim**0.5), params)
+
+    def loss(params):
+        return jnp.square(mixer.apply(params, x)[0] - x).sum()
+
+    for found in (params, grown):
+        for path, gradient in jax.tree.leaves_with_path(jax.grad(loss)(found)):
+            assert np.isfinite(gradient).all() and np.abs(gradient).max() > 0, jax.tree_util.keystr(path)
+
+
 @pytest.mark.slow
 def test_performer_redraws_only_when_asked_and_given_a_key():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 4, 8)), jnp.float32)
