@@ -18,10 +18,10 @@ where Adam (rate 3e-3, post-norm) has 1.31 after 500.
 
 Measured (mean of two seeds, pinned to one core of two, 105 and 112 minutes with other work on both; beam 5,
 last checkpoint): BLEU 41.4 / 34.3 / 29.9 on the three tests (41.8 and 41.0, 34.6 and 34.0, 30.3 and 29.5),
-validation 0.474 and 0.471 bits per byte (1.58 nats a token; training, with dropout, 1.05 to 1.16: more dropout
-may help yet). With a vocabulary of 4,000 and 7,600 steps 40.6 / 32.7 /
-26.9 and 0.492; with that vocabulary, dropout 0.3 and 11,000 steps 39.8 / 32.1 / 27.0. After 1,500 steps, the
-whole of their schedule, a vocabulary of 8,000 has 0.587 bits per byte, one of 4,000 has 0.634.
+validation 0.474 and 0.471 bits per byte (1.58 nats a token; training, with dropout, 1.05 to 1.16: more
+dropout may help yet). With a vocabulary of 4,000 and 7,600 steps 40.6 / 32.7 / 26.9 and 0.492; with that
+vocabulary, dropout 0.3 and 11,000 steps 39.8 / 32.1 / 27.0. After 1,500 steps, the whole of their schedule,
+a vocabulary of 8,000 has 0.587 bits per byte, one of 4,000 has 0.634.
 """
 
 from research.data.bitext import Bitext
