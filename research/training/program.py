@@ -32,7 +32,6 @@ from research.training.step import (
     key_for,
     whole_gradient,
 )
-from research.training.validity import validate
 
 
 class Prepared(Protocol):
@@ -98,19 +97,21 @@ class Functions:
     """Of the summed loss, over as many micro-batches as the step takes."""
 
 
+def mesh_of(experiment: Experiment) -> Mesh:
+    """Returns the experiment's mesh over the devices that are here; ``UserError`` if it does not fit them."""
+    sharding = experiment.sharding
+    return make_mesh(sharding.data, sharding.fsdp, sharding.tensor, sharding.sequence)
+
+
 def functions(experiment: Experiment, mesh: Mesh | AbstractMesh | None = None) -> Functions:
     """Returns the jitted initialisation and step of an experiment on a mesh (default: the experiment's own).
 
     On an abstract mesh they can be traced, and not compiled.
 
     Raises:
-      UserError: the experiment's own mesh does not fit the devices or the batch, or the strategy does not fit
-        the parameters.
+      UserError: the mesh does not fit the devices, or the strategy does not fit the parameters.
     """
-    if mesh is None:
-        sharding = experiment.sharding
-        mesh = make_mesh(sharding.data, sharding.fsdp, sharding.tensor, sharding.sequence)
-        validate(experiment, mesh.shape)
+    mesh = mesh_of(experiment) if mesh is None else mesh
     mesh = cast(Mesh, mesh)  # an abstract one does as long as nothing is compiled
     model, objective = experiment.model, experiment.objective
     module = model.build()

@@ -18,13 +18,12 @@ from research.objectives.masked_lm import MaskedLM
 from research.objectives.recall import Recall
 from research.objectives.translation import Translation
 from research.scale.hosts import agreed
-from research.scale.mesh import make_mesh
 from research.training import classification, language_model, masked_language_model, recall, translation
 from research.training.conclusion import Conclusion, Result
 from research.training.description import to_json
 from research.training.experiment import Experiment
 from research.training.loop import train
-from research.training.program import build, functions, model_parameters
+from research.training.program import build, functions, mesh_of, model_parameters
 from research.training.progress import Display
 from research.training.run_directory import claim
 from research.training.trained import best_of
@@ -65,8 +64,7 @@ def run(
     """
     # Everything the user can still get wrong comes before the run directory: a mistake leaves none behind.
     with agreed():
-        sharding = experiment.sharding
-        mesh = make_mesh(sharding.data, sharding.fsdp, sharding.tensor, sharding.sequence)
+        mesh = mesh_of(experiment)
         validate(experiment, mesh.shape)
         model: Any = experiment.model
         own = getattr(model, "source_vocabulary", None)  # of models that translate

@@ -13,8 +13,9 @@ import numpy as np
 from research.training.description import to_json
 from research.training.experiment import Experiment
 from research.training.paths import path_name
-from research.training.program import Functions, functions
+from research.training.program import Functions, functions, mesh_of
 from research.training.run_directory import RunDirectory
+from research.training.validity import validate
 
 
 def summary(experiment: Experiment, parts: Functions | None = None) -> dict[str, Any]:
@@ -27,9 +28,12 @@ def summary(experiment: Experiment, parts: Functions | None = None) -> dict[str,
       parts: its functions, on the mesh to show; default: on the experiment's own mesh.
 
     Raises:
-      UserError: the mesh does not fit the devices, or the strategy does not fit the parameters.
+      UserError: the mesh does not fit the devices, or batch, parameters or strategy do not fit the mesh.
     """
-    parts = functions(experiment) if parts is None else parts
+    if parts is None:
+        mesh = mesh_of(experiment)
+        validate(experiment, mesh.shape)
+        parts = functions(experiment, mesh)
     tokens = experiment.data.tokens_per_step
     shapes = {name: array.shape for name, array in parts.abstract_batch.items()}
     flops = {
