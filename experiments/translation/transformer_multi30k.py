@@ -16,12 +16,12 @@ steps of 4,096 tokens; to train theirs:
 Pre-norm and Muon get there in fewer steps: validation bits per byte after 400 steps of 2,048 tokens are 0.905
 where Adam (rate 3e-3, post-norm) has 1.31 after 500.
 
-Measured (mean of two seeds, pinned to one core of two, 105 and 112 minutes with other work on both; beam 5,
-last checkpoint): BLEU 41.4 / 34.3 / 29.9 on the three tests (41.8 and 41.0, 34.6 and 34.0, 30.3 and 29.5),
-validation 0.474 and 0.471 bits per byte (1.58 nats a token; training, with dropout, 1.05 to 1.16: more
-dropout may help yet). With a vocabulary of 4,000 and 7,600 steps 40.6 / 32.7 / 26.9 and 0.492; with that
-vocabulary, dropout 0.3 and 11,000 steps 39.8 / 32.1 / 27.0. After 1,500 steps, the whole of their schedule,
-a vocabulary of 8,000 has 0.587 bits per byte, one of 4,000 has 0.634.
+Measured (mean of three seeds, pinned to one core of two, 105 to 115 minutes with other work on both; beam 5,
+last checkpoint): BLEU 41.2 / 34.3 / 29.8 on the three tests (41.8, 41.0 and 40.9; 34.6, 34.0 and 34.3; 30.3,
+29.5 and 29.7), validation 0.474, 0.471 and 0.474 bits per byte (1.58 nats a token; training, with dropout,
+1.05 to 1.16: more dropout may help yet). With a vocabulary of 4,000 and 7,600 steps 40.6 / 32.7 / 26.9 and
+0.492; with that vocabulary, dropout 0.3 and 11,000 steps 39.8 / 32.1 / 27.0. After 1,500 steps, the whole of
+their schedule, a vocabulary of 8,000 has 0.587 bits per byte, one of 4,000 has 0.634.
 """
 
 from research.data.bitext import Bitext
