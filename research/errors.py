@@ -6,7 +6,7 @@ import difflib
 import errno
 from collections.abc import Iterable, Iterator
 
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Error numbers of a disk that takes no more."""
 
 
@@ -67,10 +67,10 @@ def out_of_memory(error: BaseException) -> str | None:
 
 
 def not_written(error: BaseException) -> str | None:
-    """Returns which file a full or read-only disk did not take; None if it is something else."""
-    if isinstance(error, OSError) and error.errno in UNWRITABLE:
+    """Returns which file a full disk did not take; None if it is something else."""
+    if isinstance(error, OSError) and error.errno in FULL:
         where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror}; make room, or choose another --workdir"
+        return f"{where}{error.strerror}; make room and run the same command again"
     return None
 
 

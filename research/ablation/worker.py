@@ -32,6 +32,7 @@ def main(arguments: list[str]) -> int:
         os.sched_setaffinity(0, map(int, arguments[1].split(",")))
     from research.errors import StoppedError, UserError
     from research.scale.host_memory import keep_freed_memory
+    from research.training.progress import say
     from research.training.run_directory import write_atomically
 
     keep_freed_memory()  # as `headway train` does: a point is as fast as its run would be
@@ -39,7 +40,7 @@ def main(arguments: list[str]) -> int:
     try:
         found = {**task, **run(directory, task)}
     except StoppedError as error:
-        print(error, file=sys.stderr)
+        say(str(error))
         return error.exit_code
     except UserError as error:
         found = {**task, "failed": str(error)}
@@ -56,6 +57,7 @@ def run(directory: Path, task: dict[str, Any]) -> dict[str, Any]:
     from research.ablation.measure import decode_seconds, state_bytes
     from research.training.description import from_json
     from research.training.migrations import migrated
+    from research.training.progress import say
     from research.training.run_directory import write_atomically
     from research.training.session import run as train
     from research.training.trained import load
@@ -65,7 +67,7 @@ def run(directory: Path, task: dict[str, Any]) -> dict[str, Any]:
     before = directory / PEAK
     peak = int(before.read_text(encoding="utf-8")) if before.exists() else 0
     try:
-        result = train(experiment, directory / RUN, report=_say)
+        result = train(experiment, directory / RUN, report=say)
     finally:
         peak = max(peak, _peak_memory())
         write_atomically(before, str(peak))
@@ -91,10 +93,6 @@ def run(directory: Path, task: dict[str, Any]) -> dict[str, Any]:
         "state_bytes": state_bytes(experiment.model, task["contexts"]),
         "decode_seconds": decode_seconds(experiment.model, trained.params, task["contexts"]),
     }
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def _peak_memory() -> int:

@@ -26,7 +26,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from research.data.object_store import refusal, unreachable
-from research.errors import LostError, UserError, unwrapped
+from research.errors import FULL, LostError, UserError, unwrapped
 from research.scale import hosts
 from research.training.arrays import read_arrays
 from research.training.migrations import FORMAT
@@ -42,8 +42,7 @@ _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "head
 
 # What a disk may refuse; TensorStore passes it on as text.
 _DISK_ERRORS = tuple(
-    os.strerror(number)
-    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+    os.strerror(number) for number in (*FULL, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 )
 
 Tree = TypeVar("Tree")

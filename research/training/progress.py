@@ -58,7 +58,7 @@ class Display:
             self._live.update(self._task, completed=step, text=text)
             self._live.refresh()
         else:
-            self._print(f"step {step}/{self._total}  {text}")
+            say(f"step {step}/{self._total}  {text}", self._stream)
 
     def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         """Shows validation metrics."""
@@ -70,7 +70,7 @@ class Display:
         if self._live:
             self._live.console.print(text, markup=False, highlight=False)
         else:
-            self._print(text)
+            say(text, self._stream)
 
     def close(self) -> None:
         """Leaves the terminal as it was."""
@@ -86,9 +86,6 @@ class Display:
         flops = f"{_quantity(rate * self._flops)}FLOP/s ({_quantity(rate * self._causal)}FLOP/s causal)"
         left = duration((self._total - last) * (end - start) / (last - first))
         return f"  {rate * self._tokens:,.0f} tokens/s  {flops}  {left} left"
-
-    def _print(self, text: str) -> None:
-        say(text, self._stream)
 
 
 def say(text: str, stream: TextIO | None = None) -> None:

@@ -10,6 +10,7 @@ import time
 from types import TracebackType
 
 from research.errors import LostError
+from research.training.progress import say
 
 
 class Watchdog:
@@ -53,5 +54,5 @@ class Watchdog:
                 return
         faulthandler.dump_traceback(sys.stderr, all_threads=True)
         error = LostError(f"no headway for {self._seconds:g} s while {self._doing}")
-        print(f"headway: {error}", file=sys.stderr, flush=True)
+        say(f"headway: {error}")
         os._exit(error.exit_code)

@@ -180,9 +180,8 @@ def test_muon_orthogonalises_the_matrices_of_an_lstm_and_its_attention():
     for path, before in by_path(params).items():
         update = (before - found[path]) / (0.1 * RATES[0])
         if update.ndim == 2:
-            spread[path] = (
-                np.linalg.svd(update, compute_uv=False) / max(1, np.divide(*update.shape[::-1])) ** 0.5
-            )
+            inputs, outputs = update.shape
+            spread[path] = np.linalg.svd(update, compute_uv=False) / max(1, outputs / inputs) ** 0.5
     orthogonal = {path for path, values in spread.items() if (np.abs(values - 1) < 0.45).all()}
     assert orthogonal == set(LSTM_FANS) and set(spread) - orthogonal == {"token_embedding/table"}
     assert {path: by_path(params)[path].shape for path in orthogonal} == LSTM_FANS
