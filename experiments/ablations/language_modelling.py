@@ -56,12 +56,12 @@ from research.training.schedule import Linear
 ATTENTION, POSITIONS = "model.attention", "model.positions"
 
 
-def softmax(kind: str, **fields: object) -> dict[str, object]:
+def described(kind: str, **fields: object) -> dict[str, object]:
     return {ATTENTION: kind, **{f"{ATTENTION}.{name}": value for name, value in fields.items()}}
 
 
-def recurrent(kind: str, **fields: object) -> dict[str, object]:
-    return {**softmax(kind, **fields), POSITIONS: None}
+def without_positions(kind: str, **fields: object) -> dict[str, object]:
+    return {**described(kind, **fields), POSITIONS: None}
 
 
 def ablation() -> Ablation:
@@ -88,29 +88,29 @@ def ablation() -> Ablation:
     choices = {
         "softmax": {},
         "multi-query": {"model.kv_heads": 1},
-        "sliding window": softmax("sliding-window", window=64),
-        "latent": softmax("latent", rank=64),
-        "differential": softmax("differential"),
-        "forgetting": {ATTENTION: "forgetting", POSITIONS: None},
-        "longformer": softmax("longformer", window=48, global_tokens=4),
-        "big-bird": softmax("big-bird", block=16),
-        "sparse transformer": softmax("sparse-transformer", stride=16),
-        "moba": softmax("moba", block=16, top=4),
+        "sliding window": described("sliding-window", window=64),
+        "latent": described("latent", rank=64),
+        "differential": described("differential"),
+        "forgetting": without_positions("forgetting"),
+        "longformer": described("longformer", window=48, global_tokens=4),
+        "big-bird": described("big-bird", block=16),
+        "sparse transformer": described("sparse-transformer", stride=16),
+        "moba": described("moba", block=16, top=4),
         "nsa": {
-            **softmax("nsa", summary=4, stride=4, block=16, top=4, window=32),
+            **described("nsa", summary=4, stride=4, block=16, top=4, window=32),
             "model.kv_heads": 1,
         },
-        "reformer": softmax("reformer"),
-        "linear transformer": recurrent("linear-transformer"),
-        "performer": recurrent("performer"),
-        "based": recurrent("based"),
-        "retention": recurrent("retention"),
-        "gated linear attention": recurrent("gla"),
-        "mamba-2": recurrent("mamba2"),
-        "delta rule": recurrent("delta-net"),
-        "gated delta rule": recurrent("gated-delta-net"),
-        "kimi delta": recurrent("kimi-delta"),
-        "rwkv-7": recurrent("rwkv7"),
+        "reformer": described("reformer"),
+        "linear transformer": described("linear-transformer"),
+        "performer": described("performer"),
+        "based": described("based"),
+        "retention": described("retention"),
+        "gated linear attention": without_positions("gla"),
+        "mamba-2": without_positions("mamba2"),
+        "delta rule": without_positions("delta-net"),
+        "gated delta rule": without_positions("gated-delta-net"),
+        "kimi delta": without_positions("kimi-delta"),
+        "rwkv-7": without_positions("rwkv7"),
     }
     return Ablation(
         name="language-modelling",

@@ -67,8 +67,8 @@ def ablation() -> Ablation:
         "softmax": {},
         "sliding window": {ATTENTION: "sliding-window", f"{ATTENTION}.window": 16},
         "big-bird": {ATTENTION: "big-bird", f"{ATTENTION}.block": 8},
-        "linear transformer": {ATTENTION: "linear-transformer", POSITIONS: None},
-        "performer": {ATTENTION: "performer", POSITIONS: None},
+        "linear transformer": {ATTENTION: "linear-transformer"},
+        "performer": {ATTENTION: "performer"},
         "mamba-2": {ATTENTION: "mamba2", POSITIONS: None},
         "gated delta rule": {ATTENTION: "gated-delta-net", POSITIONS: None},
     }

@@ -73,7 +73,7 @@ def ablation() -> Ablation:
         "latent": {ATTENTION: "latent", f"{ATTENTION}.rank": 64},
         "reformer": {ATTENTION: "reformer"},
         "based": {ATTENTION: "based"},
-        "retention": {ATTENTION: "retention", POSITIONS: None},
+        "retention": {ATTENTION: "retention"},
         "gated linear attention": {ATTENTION: "gla", POSITIONS: None},
         "mamba-2": {ATTENTION: "mamba2", POSITIONS: None},
         "delta rule": {ATTENTION: "delta-net", POSITIONS: None},

@@ -34,6 +34,9 @@ class Reformer(Softmax):
 
     cross: ClassVar[bool] = False
 
+    scale: float | None = 1.0
+    """Multiplies scores of queries and keys of unit length, which the paper's equations divide by
+    sqrt(head_dim) and its authors' code does not."""
     buckets: int = 16
     """Buckets of a round; even."""
     rounds: int = 4

@@ -218,8 +218,8 @@ class Forgetting(Softmax):
 
     Each token has a forget gate f = sigmoid(w x + b) per head; the score of query i and key j gets the sum
     of log f over the tokens after j up to i. With ``gate`` and ``qk_norm`` it is near the paper's "Pro"
-    block, whose shift of keys and values and output norm it leaves out. It needs no other positions, and
-    admits all.
+    block, whose shift of keys and values and output norm it leaves out. The running sum of log f is float32.
+    It needs no other positions, and admits all.
     """
 
     encoder: ClassVar[bool] = False

@@ -66,16 +66,24 @@ class Recurrent(Mechanism):
     """Whether a data-dependent decay has a learned rate per head."""
     stepped: ClassVar[bool] = False
     """Whether keys are multiplied by a step, and values skip the state (Mamba-2)."""
+    slowest_rate: ClassVar[float] = 1.0
+    """The lower end of the rates that a data-dependent decay begins with."""
+    turned_features: ClassVar[bool] = False
+    """Whether rotary positions turn the features and not what they are made of (see LinearTransformer)."""
     gate_function: ClassVar[Literal["silu", "sigmoid"]] = "silu"
     """What the gate applies to its projection."""
 
     convolution: int | None = None
     """Tokens that a depthwise causal convolution of queries, keys and values reaches (4 in most papers);
     default: no convolution."""
+    convolution_bias: bool = False
+    """Add a learned number per channel to what the convolution makes."""
     gate: bool = False
     """Multiply outputs by a gate, a function of the token."""
     norm: bool = True
     """RMS-normalise what each head reads."""
+    norm_epsilon: float = 1e-6
+    """Added to the mean square by that norm."""
     key_dim: int | None = None
     """Channels of a head's queries and keys; default: head_dim, half of it with a gate."""
 
@@ -197,10 +205,13 @@ class Recurrent(Mechanism):
 class LinearTransformer(Recurrent):
     """The Linear Transformer: elu(x) + 1 for exp, normalised (Katharopoulos et al., 2020, eq. 4-9).
 
-    o_i = phi(q_i)^T sum_j phi(k_j) v_j^T / (phi(q_i)^T sum_j phi(k_j)). No departure.
+    o_i = phi(q_i)^T sum_j phi(k_j) v_j^T / (phi(q_i)^T sum_j phi(k_j)). Rotary positions turn phi(q) and
+    phi(k) above the line and not below it, so that they act by distance alone and no sum of weights is near
+    0 (Su et al., 2021, eq. 19); the paper adds its positions to the embeddings. No other departure.
     """
 
     normalised: ClassVar[bool] = True
+    turned_features: ClassVar[bool] = True
     cross: ClassVar[bool] = True
 
     norm: bool = False
@@ -325,6 +336,7 @@ class Mamba2(Recurrent):
     stepped: ClassVar[bool] = True
 
     convolution: int | None = 4
+    convolution_bias: bool = True
     gate: bool = True
 
     def keys(self, geometry: Geometry) -> int:
@@ -362,6 +374,7 @@ class GatedDeltaNet(DeltaNet):
     """
 
     decay: ClassVar[Decay] = "scalar"
+    slowest_rate: ClassVar[float] = 0.0
 
     gate: bool = True
 

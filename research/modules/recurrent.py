@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -15,6 +16,7 @@ from research.attention.cache import Slots
 from research.attention.convolution import next_tail, short_convolution
 from research.attention.dropout import dropout
 from research.attention.masks import Tokens
+from research.attention.positions import Rotary
 from research.attention.recurrent import both_ways, document_starts, read, recurrent, written
 from research.attention.recurrent_mechanisms import Recurrent, RecurrentState
 from research.modules.attention import AttentionSpec, rows_of_memory, turned
@@ -57,7 +59,8 @@ class RecurrentAttention(nn.Module):
             q, k, v, tail = self._convolve(q, k, v, real, document, None if state is None else state.tail)
         if form.activated or form.convolution is not None:
             q, k, v = (nn.silu(part) for part in (q, k, v))
-        if memory is None:
+        rotary = memory is None and isinstance(spec.positions, Rotary)
+        if rotary and not form.turned_features:
             q, k = turned(spec.positions, tokens, q, k)
         values = v
         feature_key, output_key = (None, None) if key is None else jax.random.split(key)
@@ -76,14 +79,20 @@ class RecurrentAttention(nn.Module):
             q, q_tokens = rows_of_memory(q, tokens, len(memory))
             out = read(q, after.memory, q_tokens).astype(v.dtype)
             out = out.reshape(*x.shape[:2], *out.shape[2:])
-        elif spec.causal:
-            out, last = recurrent(
-                q, k, v, log_decay=log_decay, strength=strength, tokens=tokens,
-                state=None if state is None else state.memory,
-            )  # fmt: skip
-            after = None if state is None else RecurrentState(last, tail if form.convolution else None)
         else:
-            out = both_ways(q, k, v, log_decay=log_decay, strength=strength, tokens=tokens)
+            before = None if state is None else state.memory
+            rule = (log_decay, strength, tokens)
+            if rotary and form.turned_features:  # what is read by turned features, its weights by the others
+                parts = (None, None) if before is None else (before[..., :-1], before[..., -1:])
+                weights, weight = self._recur(q, k, v[..., -1:], parts[1], *rule)
+                q, k = turned(spec.positions, tokens, q, k)
+                out, last = self._recur(q, k, v[..., :-1], parts[0], *rule)
+                out = jnp.concatenate([out, weights], axis=-1)
+                last = None if last is None or weight is None else jnp.concatenate([last, weight], axis=-1)
+            else:
+                out, last = self._recur(q, k, v, before, *rule)
+            if state is not None and last is not None:
+                after = RecurrentState(last, tail if form.convolution else None)
         if form.normalised:
             total = out[..., -1:]
             # By the size of the sum first, which may be so small that the derivative of a quotient, with its
@@ -93,6 +102,21 @@ class RecurrentAttention(nn.Module):
             out = (out[..., :-1] / size) / jnp.where(total == 0, one, total / size)
         out = self._output(x, out.astype(x.dtype), values)
         return dropout(out, spec.dropout, output_key), after
+
+    def _recur(
+        self,
+        q: Float[Array, "batch length heads features"],
+        k: Float[Array, "batch length heads features"],
+        v: Float[Array, "batch length heads values"],
+        state: Float[Array, "batch heads features values"] | None,
+        log_decay: Float[Array, "*decay"] | None,
+        strength: Float[Array, "batch length heads"] | None,
+        tokens: Tokens | None,
+    ) -> tuple[Float[Array, "batch length heads values"], Float[Array, "batch heads features values"] | None]:
+        """Returns what every token reads, and the state after the last (of both directions: none)."""
+        if self.spec.causal:
+            return recurrent(q, k, v, log_decay=log_decay, strength=strength, tokens=tokens, state=state)
+        return both_ways(q, k, v, log_decay=log_decay, strength=strength, tokens=tokens), None
 
     @property
     def _form(self) -> Recurrent:
@@ -142,6 +166,13 @@ class RecurrentAttention(nn.Module):
         )
         flat = jnp.concatenate([part.reshape(*part.shape[:2], -1) for part in parts.values()], axis=-1)
         out = short_convolution(flat, kernel, document=document, tail=tail)
+        if self._form.convolution_bias:
+            uniform = functools.partial(_initial_bias, most=width**-0.5)  # PyTorch's default
+            bias = [
+                self.param(f"{name}_bias", uniform, part.shape[2:], jnp.float32).reshape(-1)
+                for name, part in parts.items()
+            ]
+            out = out + jnp.concatenate(bias).astype(out.dtype)[None, None]
         if tail is not None:
             tail = next_tail(tail, flat, real=real, document=document)
         ends = np.cumsum([math.prod(part.shape[2:]) for part in parts.values()])[:-1]
@@ -172,7 +203,8 @@ class RecurrentAttention(nn.Module):
             bias = self.param("decay_bias", nn.initializers.zeros, shape, jnp.float32)
             return k, form.log_decay(logits.astype(jnp.float32) + bias[None, None], None)
         bias = self.param("decay_bias", _initial_step, shape, jnp.float32)
-        rate = self.param("decay_scale", _initial_log_rate, (heads,), jnp.float32)
+        rates = functools.partial(_initial_log_rate, slowest=form.slowest_rate)
+        rate = self.param("decay_scale", rates, (heads,), jnp.float32)
         logits = logits.astype(jnp.float32) + bias[None, None]
         log_decay = form.log_decay(logits, rate.reshape(1, 1, heads, *(1,) * (len(shape) - 1)))
         if form.stepped:
@@ -192,7 +224,7 @@ class RecurrentAttention(nn.Module):
             skip = self.param("skip_scale", nn.initializers.ones, (geometry.heads,), jnp.float32)
             out = out + values * skip.astype(out.dtype)[None, None, :, None]
         if form.norm:
-            out = Norm("rms", name="output_norm")(out)
+            out = Norm("rms", epsilon=form.norm_epsilon, name="output_norm")(out)
         if form.gate:
             gate = self._linear("output_gate", heads)(x)
             out = out * (nn.silu(gate) if form.gate_function == "silu" else nn.sigmoid(gate))
@@ -216,9 +248,14 @@ def documents(
     return tokens, jnp.where(tokens.real[:, :, None], x, jnp.zeros((), x.dtype)), tokens.real, document
 
 
-def _initial_log_rate(key: Key[Array, ""], shape: tuple[int, ...], dtype: Any) -> Array:
-    """Returns the log of rates that are uniform on [1, 16] (Mamba-2's initialisation)."""
-    return jnp.log(jax.random.uniform(key, shape, dtype, 1.0, 16.0))
+def _initial_log_rate(key: Key[Array, ""], shape: tuple[int, ...], dtype: Any, slowest: float) -> Array:
+    """Returns the log of rates that are uniform on (slowest, 16] (Mamba-2's initialisation)."""
+    return jnp.log(16.0 - jax.random.uniform(key, shape, dtype, 0.0, 16.0 - slowest))
+
+
+def _initial_bias(key: Key[Array, ""], shape: tuple[int, ...], dtype: Any, most: float) -> Array:
+    """Returns biases that are uniform on [-most, most)."""
+    return jax.random.uniform(key, shape, dtype, -most, most)
 
 
 def _initial_step(key: Key[Array, ""], shape: tuple[int, ...], dtype: Any) -> Array:

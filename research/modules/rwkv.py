@@ -23,6 +23,8 @@ from research.modules.recurrent import documents
 MIXTURES = {"query": 0.2, "decay": 0.9, "key": 0.7, "value": 0.7, "rate": 0.9, "gate": 0.2}
 """What reads a mixture of its own of a token and the one before it, and how steeply the share of the token
 itself, (n / width)^power, rises with the channel n at first (the authors', of the first layer)."""
+KEY_SHARE = 0.1
+"""What the key's weights begin with, of the others' (the authors')."""
 
 
 class RWKV7Attention(nn.Module):
@@ -48,8 +50,8 @@ class RWKV7Attention(nn.Module):
         token_before = jnp.concatenate([ones, jnp.zeros_like(ones)])
         mixed = self._mixtures(x, short_convolution(x, token_before, document=document, tail=tail))
         q, k, v = (
-            self._linear(name, geometry.width, (geometry.heads, geometry.head_dim))(mixed[name])
-            for name in ("query", "key", "value")
+            self._linear(name, geometry.width, (geometry.heads, geometry.head_dim), share)(mixed[name])
+            for name, share in (("query", 1.0), ("key", KEY_SHARE), ("value", 1.0))
         )
         low, gate_rank = self._form.ranks(geometry)
         hidden = nn.tanh(self._linear("decay_latent", geometry.width, (low,))(mixed["decay"]))
@@ -87,9 +89,9 @@ class RWKV7Attention(nn.Module):
         assert isinstance(self.spec.mechanism, RWKV7)
         return self.spec.mechanism
 
-    def _linear(self, name: str, inputs: int, outputs: tuple[int, ...]) -> Linear:
-        """Returns a map without bias."""
-        return Linear((inputs,), outputs, False, self.spec.stddev, name=name)
+    def _linear(self, name: str, inputs: int, outputs: tuple[int, ...], share: float = 1.0) -> Linear:
+        """Returns a map without bias, whose weights begin with a share of the usual deviation."""
+        return Linear((inputs,), outputs, False, share * self.spec.stddev, name=name)
 
     def _vector(self, name: str, init: Any) -> Float[Array, "heads head_dim"]:
         """Returns a parameter per channel of each head."""
@@ -120,7 +122,10 @@ class RWKV7Attention(nn.Module):
 
 
 def _initial_decay(key: Key[Array, ""], shape: tuple[int, ...], dtype: Any) -> Float[Array, "heads head_dim"]:
-    """Returns logits from -5.5 to 0.5 over all channels: half-lives of 280 to 1.8 tokens."""
+    """Returns logits from -5.5 to 0.5 over all channels, and over those of each head from 2.5 below to 2.5
+    above them, in a curve that is flat in its middle (the authors' zigzag)."""
     del key
     heads, head_dim = shape
-    return jnp.linspace(-5.5, 0.5, heads * head_dim, dtype=dtype).reshape(shape)
+    over_all = jnp.linspace(-5.5, 0.5, heads * head_dim, dtype=dtype).reshape(shape)
+    within = jnp.linspace(-1.0, 1.0, head_dim, dtype=dtype)
+    return over_all + (2.5 * within * jnp.abs(within))[None]

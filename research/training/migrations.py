@@ -4,6 +4,8 @@ Format 2: ``initial`` is a description of a warm start, where it was the path of
 ``causal-lm`` and ``masked-lm``, where they were ``causallm`` and ``maskedlm``.
 Format 3: sinusoids have an amplitude, which was 1 in every model; a Transformer has a dropout rate of its own
 for attention weights, which was that of everything else.
+Format 4: Mamba-2's convolution has a bias, which it had not; the norm after a recurrence has an epsilon of
+its own, which was 1e-5. Rotary positions before a Linear Transformer's features are not computed any more.
 Parameters are where they have been since format 1.
 """
 
@@ -14,7 +16,7 @@ from typing import Any
 
 from research.errors import UserError
 
-FORMAT = 3
+FORMAT = 4
 """Format of runs and checkpoints; a reader refuses a newer one."""
 
 
@@ -40,7 +42,35 @@ def _told_apart(value: Any) -> Any:
     return value
 
 
-MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _described_anew, 2: _told_apart}
+_RECURRENT = (
+    "linear-transformer", "performer", "based", "retention", "gla", "mamba2", "delta-net", "gated-delta-net",
+    "kimi-delta",
+)  # fmt: skip
+
+
+def _as_it_began(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_as_it_began(part) for part in value]
+    if not isinstance(value, Mapping):
+        return value
+    value = {name: _as_it_began(part) for name, part in value.items()}
+    if value.get("kind") in _RECURRENT:
+        value["norm_epsilon"] = 1e-5
+        value["convolution_bias"] = False
+    parts = (value.get(name) for name in ("attention", "positions"))
+    if [part.get("kind") for part in parts if isinstance(part, dict)] == ["linear-transformer", "rotary"]:
+        raise UserError(
+            "its Linear Transformer turns queries and keys before its features, which format 4 does not "
+            "compute any more; train it again"
+        )
+    return value
+
+
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    1: _described_anew,
+    2: _told_apart,
+    3: _as_it_began,
+}
 """From each format to the next; takes and returns an experiment's description as JSON."""
 
 

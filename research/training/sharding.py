@@ -46,6 +46,7 @@ FSDP_TENSOR: Table = (
     (r"(forget|strength)/kernel$", P(None, "fsdp", "tensor?")),
     (r"decay_latent/kernel$", P(None, "fsdp", None)),
     (r"(query|key|value)_convolution$", P(None, None, "tensor?", None)),
+    (r"(query|key|value)_convolution_bias$", P(None, "tensor?", None)),
     (r"(key|value)_summary_(places|hidden|output)$", P()),
     (r"lora_[ab]$", P()),
     (r"((decay|rate|read)_bias|(decay|skip|shift|removal|rate|bonus|read)_scale)$", P()),

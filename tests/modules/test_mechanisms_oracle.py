@@ -15,6 +15,7 @@ from research.attention.masks import Tokens
 from research.attention.mechanisms import Differential, Forgetting, Geometry, Latent, Softmax
 from research.attention.native_sparse import NSA
 from research.attention.positions import Alibi, RelativeBias, Rotary, YaRN
+from research.attention.recurrent_mechanisms import LinearTransformer, Mamba2
 from research.attention.rwkv import RWKV7
 from research.modules.attention import AttentionSpec
 from research.modules.mixers import mixer
@@ -41,12 +42,16 @@ def linear(x, params, equation="blw,whd->blhd"):
     return y + params["bias"] if "bias" in params else y
 
 
-def rms_norm(x, scale):
-    return x / np.sqrt(np.square(x).mean(-1, keepdims=True) + 1e-5) * scale
+def rms_norm(x, scale, epsilon=1e-5):
+    return x / np.sqrt(np.square(x).mean(-1, keepdims=True) + epsilon) * scale
 
 
 def sigmoid(x):
     return 1 / (1 + np.exp(-x))
+
+
+def silu(x):
+    return x * sigmoid(x)
 
 
 def weights(scores, sink=None):
@@ -195,7 +200,7 @@ def test_reformer_reads_those_that_share_a_bucket():
     want = np.zeros_like(q)
     for b, h, i in np.ndindex(BATCH, HEADS, LENGTH):
         others = [j for j in range(i) if shared[b, h, i, j]] or [i]
-        powers = np.exp(k[b, others, h] @ q[b, i, h] / np.sqrt(DIM))
+        powers = np.exp(k[b, others, h] @ q[b, i, h])
         want[b, i, h] = powers @ v[b, others, h] / powers.sum()
     check(got, output(want, params))
 
@@ -217,6 +222,48 @@ def test_moba_reads_its_own_block_and_the_best_before(top):
     check(got, output(want, params))
     geometry = Geometry(WIDTH, HEADS, 2, DIM, context=9)
     assert mechanism.visible_keys(geometry, LENGTH, causal=True) == seen / (BATCH * HEADS * LENGTH)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_linear_transformers_weights_turn_above_the_line_only(causal):
+    """Su et al., 2021, eq. 19."""
+    got, params = run(LinearTransformer(), Rotary(), causal=causal)
+    q, k, v = projected(params)
+    q, k = (np.where(part > 0, part + 1, np.exp(np.minimum(part, 0))) for part in (q, k))
+    above, below = (
+        np.einsum("bihd,bjhd->bhij", *(part(x) for x in (q, k))) * (SEEN if causal else 1.0)
+        for part in (lambda x: turn(x, 10_000.0 ** -np.array([0, 0.5])), lambda x: x)
+    )
+    heads = np.einsum("bhij,bjhd->bihd", above / below.sum(-1, keepdims=True), v)
+    check(got, output(heads, params))
+
+
+def test_mamba2_steps_through_its_state():
+    """Eq. 2 of its paper with the discretisation of section 7; its block but for the norm of each head."""
+    size = 5
+    got, params = run(Mamba2(key_dim=size, convolution=3))
+
+    def convolved(name, x):
+        x = np.concatenate([np.zeros_like(x[:, :2]), x], axis=1)
+        taps = params[f"{name}_convolution"]
+        x = sum(taps[n] * x[:, n : n + LENGTH] for n in range(3))  # the last tap is the token's own
+        return silu(x + params[f"{name}_convolution_bias"])
+
+    c, b = (
+        convolved(name, linear(X, params[key]))[:, :, 0]
+        for name, key in (("query", "read_key"), ("key", "write_key"))
+    )
+    x = convolved("value", linear(X, params["value"]))
+    step = np.log1p(np.exp(np.einsum("blw,wh->blh", X, params["forget"]["kernel"]) + params["decay_bias"]))
+    decay = np.exp(-np.exp(params["decay_scale"]) * step)
+    heads = np.zeros((BATCH, LENGTH, HEADS, DIM))
+    for row, h in np.ndindex(BATCH, HEADS):
+        state = np.zeros((size, DIM))
+        for t in range(LENGTH):
+            state = decay[row, t, h] * state + step[row, t, h] * np.outer(b[row, t], x[row, t, h])
+            heads[row, t, h] = c[row, t] @ state
+    heads = rms_norm(heads + params["skip_scale"][:, None] * x, params["output_norm"]["scale"], 1e-6)
+    check(got, output(heads * silu(linear(X, params["output_gate"])), params))
 
 
 def test_rwkv7_removes_with_one_key_and_writes_with_another():

@@ -134,7 +134,7 @@ def test_kimi_delta_equals_hugging_face():
 
     width, heads, head_dim, length = 16, 2, 8, 70
     config = KimiLinearConfig(
-        hidden_size=width, linear_num_heads=heads, linear_head_dim=head_dim, rms_norm_eps=1e-5,
+        hidden_size=width, linear_num_heads=heads, linear_head_dim=head_dim, rms_norm_eps=1e-6,
         num_hidden_layers=1, layer_types=["linear_attention"],
     )  # fmt: skip
     torch.manual_seed(0)

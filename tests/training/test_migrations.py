@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from research.attention.positions import Learned, Sinusoidal
+from research.attention.recurrent_mechanisms import Mamba2
 from research.errors import UserError
 from research.training.description import from_json, load_experiment, to_json
 from research.training.initial import WarmStart
@@ -47,7 +48,10 @@ def test_every_older_format_has_a_migration_and_a_run():
 def test_a_run_of_an_older_format_loads_as_it_was(run, number):
     trained = load(run)
     assert trained.experiment.initial == WarmStart(f"format-{number}") and trained.step == 2
-    assert trained.experiment.model.positions == {1: Learned(), 2: Sinusoidal(amplitude=1.0)}[number]
+    model = trained.experiment.model
+    assert model.positions == {1: Learned(), 2: Sinusoidal(amplitude=1.0), 3: None}[number]
+    if number == 3:
+        assert model.attention == Mamba2(key_dim=2, convolution_bias=False, norm_epsilon=1e-5)
     expected = json.loads((run / "expected.json").read_text())
     found = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(trained.params)}
     assert found.keys() == expected.keys()
@@ -80,6 +84,13 @@ def test_before_format_3_a_transformer_dropped_attention_weights_as_all_else():
     stored = {"model": {"kind": "transformer", "dropout": 0.3, "positions": {"kind": "sinusoidal"}}}
     model = migrated({"format": 2, **stored})["model"]
     assert model == {**stored["model"], "attention_dropout": 0.3}  # and sinusoids keep their amplitude
+
+
+def test_a_linear_transformer_that_format_4_would_compute_otherwise_is_refused():
+    model = {"attention": {"kind": "linear-transformer"}, "positions": {"kind": "rotary"}}
+    with pytest.raises(UserError, match="turns queries and keys before its features"):
+        migrated({"format": 3, "model": model})
+    assert migrated({"format": 4, "model": model}) == {"model": model}
 
 
 def test_todays_descriptions_pass_unchanged():
