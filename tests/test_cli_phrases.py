@@ -171,6 +171,7 @@ def test_a_run_that_was_stopped_goes_on(place, tmp_path, capsys):
         (["sample", "{d}/run"], "'phrase-based', which has no network"),
         (["plan", "{d}/tiny.py", "--topology", "v5e:4x4"], "'phrase-based', which has no network"),
         (["translate", "{d}/run", "--score", "{d}/t"], "gives no probability to a translation"),
+        (["translate", "{d}/run", "--length_penalty", "2"], "weighs length by itself"),
     ],
 )
 def test_bad_input_is_one_line(place, arguments, words, monkeypatch, capsys):

@@ -180,6 +180,15 @@ def test_sampling_prints_the_text_alone(call):
         (["sample", "runs"], "runs is not a run directory: it has no experiment.json"),
         (["evaluate", "runs/tiny", "--data.path", "texd.py"], "did you mean 'text.py'?"),
         (["show", "runs/tiny", "--steps", "3"], "the description of a run is what it is: leave out --steps"),
+        (
+            ["show", "other.py", "--workdir", "runs/tiny"],
+            "different experiment: model.layers (1 there",
+        ),
+        (["evaluate", "runs/tiny", "--beam", "3"], "for translation, which runs/tiny is not"),
+        (
+            ["evaluate", "runs/tiny", "--task", "blimp", "--data.path", "text.py", "--data.field", "text"],
+            "--data.field plays no part in --task blimp",
+        ),
         (["train", "tiny.py", "--workdir", "new", "--data.path", "empty.txt"], "empty.txt is empty"),
         (
             ["train", "tiny.py", "--workdir", "new", "--data.path", "latin.txt"],
@@ -198,6 +207,7 @@ def test_sampling_prints_the_text_alone(call):
 def test_a_mistake_is_one_line_and_exit_code_2(call, place, arguments, line):
     (place / "empty.txt").write_text("")
     (place / "latin.txt").write_bytes("abcé".encode("latin-1"))
+    (place / "other.py").write_text((place / "tiny.py").read_text().replace("layers=1", "layers=2"))
     code, out, err = call(*arguments)
     assert code == 2 and not out and line in err
     assert err.splitlines()[-1].startswith("headway: ")

@@ -67,9 +67,12 @@ def ablate(target: str, options: Ablate, overrides: Mapping[str, str]) -> None:
     page = write(ablation, combinations, results, directory)
     if options.json:
         print(json.dumps({"report": str(page), "points": results}))
-        return
-    print(text_table(*table(ablation, summaries(ablation, combinations, results))))
-    print(f"\nreport: {page}")
+    else:
+        print(text_table(*table(ablation, summaries(ablation, combinations, results))))
+        print(f"\nreport: {page}")
+    failures = [result["failed"] for result in results if "failed" in result]
+    if len(failures) == len(results):
+        raise UserError(f"none of {len(results)} points came to its end; the first: {failures[0]}")
 
 
 def report(*runs: str, options: Report, overrides: Mapping[str, str]) -> None:

@@ -132,10 +132,16 @@ def _train_statistical(description: PhraseBased | WordAlignment, directory: Path
 
 def show(target: str, options: Show, overrides: Mapping[str, str]) -> None:
     """Prints what an experiment or a run is."""
+    from research.training.description import to_json
+    from research.training.run_directory import check_same_experiment, open_run
+
     run = options.workdir or (target if is_run(target) else None)
     if run and overrides:
         raise UserError(f"show: the description of a run is what it is: leave out --{next(iter(overrides))}")
     description = description_of(run or target, overrides, options)
+    if run and not is_run(target):
+        asked = description_of(target, {}, options)
+        check_same_experiment(open_run(run), to_json(asked))
 
     from research.training.experiment import Experiment
 

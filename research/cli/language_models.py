@@ -105,11 +105,13 @@ def evaluate(target: str, options: Evaluate, overrides: Mapping[str, str]) -> No
         translation.evaluate(load_phrases(target), overrides, beam, as_json=options.json)
         return
     trained = load(target, options.checkpoint)
+    if options.task is None and isinstance(trained.experiment.objective, Translation):
+        translation.evaluate(trained, overrides, beam, as_json=options.json)
+        return
+    if beam != Beam(Evaluate.beam, Evaluate.length_penalty):
+        raise UserError(f"evaluate: --beam and --length-penalty are for translation, which {target} is not")
     if options.task is not None:
         masked_language_models.evaluate_pairs(trained, overrides, as_json=options.json)
-        return
-    if isinstance(trained.experiment.objective, Translation):
-        translation.evaluate(trained, overrides, beam, as_json=options.json)
         return
     if isinstance(trained.experiment.objective, Recall):
         _evaluate_recall(trained, overrides, as_json=options.json)

@@ -88,6 +88,9 @@ def evaluate_pairs(trained: Trained, overrides: Mapping[str, str], *, as_json: b
             "--task blimp needs --data.path FILE: JSON lines with sentence_good, sentence_bad, UID and "
             "linguistics_term (github.com/alexwarstadt/blimp)"
         )
+    for name in overrides:
+        if name != "data.path":
+            raise UserError(f"--{name} plays no part in --task blimp, whose fields have names of their own")
     found = grammar.evaluate(trained, overrides["data.path"], report=say)
     if as_json:
         print(json.dumps(found))

@@ -94,7 +94,13 @@ def translate(target: str, options: Translate, overrides: Mapping[str, str]) -> 
         ensemble=[load(run, options.checkpoint) for run in options.ensemble],
         replace_unknown=options.replace_unknown,
     )
-    if isinstance(trained, Trained) and options.beam > trained.experiment.model.vocabulary:
+    if not isinstance(trained, Trained):
+        if (options.length_penalty, options.coverage_penalty) != (1.0, 0.0):
+            raise UserError(
+                f"{target} is phrase-based and weighs length by itself: leave --length-penalty and "
+                "--coverage-penalty out"
+            )
+    elif options.beam > trained.experiment.model.vocabulary:
         raise UserError(
             f"--beam {options.beam} is larger than the vocabulary:"
             f" {trained.experiment.model.vocabulary} tokens"

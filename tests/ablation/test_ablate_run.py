@@ -148,3 +148,15 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_written(tmp_path, mo
     assert main(["ablate", "tony.py"]) == 2
     assert "did you mean 'tiny.py'?" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.py"]
+
+
+def test_a_grid_whose_points_all_fail_has_its_report_and_exit_code_2(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "executable", "false")
+    (tmp_path / "tiny.py").write_text(ABLATION)
+    assert main(["ablate", "tiny.py"]) == 2
+    captured = capsys.readouterr()
+    assert "report: runs/tiny/report.html" in captured.out and Path("runs/tiny/report.html").is_file()
+    assert captured.err.splitlines()[-1] == (
+        "headway: none of 2 points came to its end; the first: ended with exit code 1 (see log.txt)"
+    )

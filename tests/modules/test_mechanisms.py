@@ -28,7 +28,7 @@ from research.attention.mechanisms import (
 )
 from research.attention.native_sparse import NSA
 from research.attention.positions import Alibi, Positions, RelativeBias, Rotary, YaRN
-from research.attention.recurrent_mechanisms import Recurrent
+from research.attention.recurrent_mechanisms import LinearTransformer, Recurrent
 from research.attention.rwkv import RWKV7
 from research.attention.sparse_mechanisms import BigBird, Longformer, SparseTransformer
 from research.models.stacks import with_pattern
@@ -82,6 +82,7 @@ COMBINED = [
     Case(SparseTransformer(factors="fixed", stride=4, summary=2), Rotary()),
     Case(NSA(summary=4, stride=2, block=2, top=3, window=1), Rotary(), 2),
     Case(Interleaved(SlidingWindow(window=3), 1, Latent(), 1, "second"), Rotary()),
+    Case(LinearTransformer(), Rotary()),
 ]
 RECURRENT = [case for case in PLAIN if isinstance(case.mechanism, Recurrent | RWKV7)]
 """Which have a contract of their own beside this one: gradients and low precision are proven there."""
