@@ -57,13 +57,24 @@ def _as_it_began(value: Any) -> Any:
     if value.get("kind") in _RECURRENT:
         value["norm_epsilon"] = 1e-5
         value["convolution_bias"] = False
-    parts = (value.get(name) for name in ("attention", "positions"))
-    if [part.get("kind") for part in parts if isinstance(part, dict)] == ["linear-transformer", "rotary"]:
+    positions = value.get("positions")
+    own = (part for name, part in value.items() if name != "cross_attention")  # which has no positions
+    if isinstance(positions, dict) and positions.get("kind") == "rotary" and any(map(_turns, own)):
         raise UserError(
             "its Linear Transformer turns queries and keys before its features, which format 4 does not "
             "compute any more; train it again"
         )
     return value
+
+
+def _turns(attention: Any) -> bool:
+    """Returns whether positions act in a Linear Transformer, or in one of a pattern's."""
+    if not isinstance(attention, dict):
+        return False
+    if attention.get("kind") == "interleaved":
+        placed = attention["positions_in"]
+        return any(_turns(attention[name]) for name in ("first", "second") if placed in ("both", name))
+    return attention.get("kind") == "linear-transformer"
 
 
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {

@@ -87,10 +87,21 @@ def test_before_format_3_a_transformer_dropped_attention_weights_as_all_else():
 
 
 def test_a_linear_transformer_that_format_4_would_compute_otherwise_is_refused():
-    model = {"attention": {"kind": "linear-transformer"}, "positions": {"kind": "rotary"}}
-    with pytest.raises(UserError, match="turns queries and keys before its features"):
-        migrated({"format": 3, "model": model})
-    assert migrated({"format": 4, "model": model}) == {"model": model}
+    linear, rotary = {"kind": "linear-transformer"}, {"kind": "rotary"}
+    pattern = {"kind": "interleaved", "first": {"kind": "softmax"}, "second": linear}
+    for model in (
+        {"attention": linear, "positions": rotary},
+        {"decoder_attention": {**pattern, "positions_in": "both"}, "positions": rotary},
+    ):
+        with pytest.raises(UserError, match="turns queries and keys before its features"):
+            migrated({"format": 3, "model": model})
+        assert migrated({"format": 4, "model": model}) == {"model": model}
+    for model in (
+        {"attention": linear, "positions": {"kind": "learned"}},
+        {"attention": {**pattern, "positions_in": "first"}, "positions": rotary},
+        {"cross_attention": linear, "positions": rotary},
+    ):
+        assert migrated({"format": 3, "model": model})["model"]["positions"] == model["positions"]
 
 
 def test_todays_descriptions_pass_unchanged():
