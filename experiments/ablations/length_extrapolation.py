@@ -21,7 +21,8 @@ question at the end; guessing is right 6 % of the time.
     gated delta rule          1.00    1.00    0.97     0.97     0.81     0.31     0.25
 
 What it shows: softmax with decays that the text chooses is right at 32 times the length it was trained on,
-the states of Mamba-2 and the gated delta rule nearly so at 4 to 8 times; ALiBi fades slowly, the others at
+the states of Mamba-2 and the gated delta rule nearly so at 4 to 8 times (as they were before Mamba-2's
+convolution had a bias, and the gated delta rule its present first rates); ALiBi fades slowly, the others at
 once. The tests' question stands at the end, farther from its answer than most in training: what T5's bias and
 no positions at all have learned there is right nearby only.
 """
