@@ -66,7 +66,7 @@ _OPTIMIZER = {
     "layer_decay": ("above 0 and at most 1", lambda x: 0 < x <= 1),
 }
 _ATTENTION = {
-    **dict.fromkeys(("soft_cap", "scale"), ABOVE_0),
+    **dict.fromkeys(("soft_cap", "scale", "norm_epsilon"), ABOVE_0),
     **dict.fromkeys(("window", "dilation", "block", "stride", "summary"), AT_LEAST_1),
     **dict.fromkeys(("global_tokens", "global_blocks", "random_blocks"), AT_LEAST_0),
     **dict.fromkeys(("rank", "query_rank", "rotary_dim", "rounds", "top"), AT_LEAST_1),
